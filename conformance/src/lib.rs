@@ -1,0 +1,1 @@
+//! grouped-attention-conformance
