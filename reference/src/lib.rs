@@ -3,6 +3,8 @@
 
 mod dtype;
 mod geometry;
+mod rope;
 
 pub use dtype::{Dtype, UnknownDtype};
 pub use geometry::{Geometry, InvalidGeometry, Row, Variant};
+pub use rope::{InvalidRope, Rope, RopeScaling, RopeStyle};
