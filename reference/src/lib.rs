@@ -3,8 +3,11 @@
 
 mod dtype;
 mod geometry;
+pub mod layers;
+mod norm;
 mod rope;
 
 pub use dtype::{Dtype, UnknownDtype};
 pub use geometry::{Geometry, InvalidGeometry, Row, Variant};
+pub use norm::{InvalidNorm, RmsNorm};
 pub use rope::{InvalidRope, Rope, RopeScaling, RopeStyle};

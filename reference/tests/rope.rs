@@ -1,4 +1,4 @@
-//! Rotary embedding against answers a person can check `[S-5.2]`.
+//! Rotary embedding against answers a person can check `[S-5.1 .. S-5.8]`.
 
 use approx::assert_relative_eq;
 use grouped_attention::{InvalidRope, Rope, RopeScaling, RopeStyle};
