@@ -1,0 +1,211 @@
+//! Layers against code that nobody here wrote: `conformance/fixtures`, made by HuggingFace's
+//! Llama and DeepSeek attention, and for GTA and GLA by a PyTorch module from the formulas
+//! `[S-5.11 .. S-5.21]`.
+#![cfg(feature = "safetensors")]
+
+use grouped_attention::Row;
+use grouped_attention::layers::{Layer, LayerConfig, LayerKind, Rows};
+use safetensors::{SafeTensors, tensor::TensorView};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Largest difference allowed, relative to the largest element of the expected tensor.
+const TOLERANCE: f64 = 1e-9;
+
+/// Tensors that a fixture holds beside the weights of its layer.
+const DATA: [&str; 7] =
+    ["hidden_states", "position_ids", "output", "cache_k", "cache_v", "cache_state", "cache_rope"];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures")
+}
+
+/// Every file of the folder but the tables of angles.
+fn fixtures() -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder())
+        .expect("the folder of fixtures")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+        .filter(|path| !path.ends_with("rope_tables.safetensors"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn metadata(bytes: &[u8]) -> HashMap<String, String> {
+    let (_, header) = SafeTensors::read_metadata(bytes).expect("a header");
+    header.metadata().clone().expect("metadata")
+}
+
+fn floats(tensors: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    let view = tensors.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(view.dtype(), safetensors::Dtype::F64, "{name}");
+    view.data().as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
+}
+
+fn integers(tensors: &SafeTensors<'_>, name: &str) -> Vec<i64> {
+    let view = tensors.tensor(name).expect(name);
+    assert_eq!(view.dtype(), safetensors::Dtype::I64, "{name}");
+    view.data().as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
+}
+
+/// What a fixture holds for its layer: the tensors that are not data, as a file of their own, and
+/// the prefix of their names.
+fn weights(tensors: &SafeTensors<'_>) -> (Vec<u8>, String) {
+    let weights: Vec<(String, TensorView<'_>)> =
+        tensors.tensors().into_iter().filter(|(name, _)| !DATA.contains(&name.as_str())).collect();
+    let name = &weights.first().expect("weights").0;
+    let prefix = match name.find("self_attn.") {
+        Some(start) => name[..start + "self_attn.".len()].to_owned(),
+        None => String::new(),
+    };
+    (safetensors::serialize(weights, None).expect("a file"), prefix)
+}
+
+/// Largest |got - expected| over largest |expected|.
+fn difference(got: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let largest = expected.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+    let differences = got.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    // Not f64::max, which drops a NaN.
+    let worst = differences.fold(0.0, |max: f64, x| if max.is_nan() || x <= max { max } else { x });
+    worst / largest
+}
+
+/// Attention over cache rows, written from `[S-3.1, S-3.2]` with the causal mask of a whole
+/// sequence: `[B, L, h_q, width V]`.
+fn attend(layer: &Layer, queries: &[f64], rows: &Rows, length: usize) -> Vec<f64> {
+    let geometry = layer.geometry();
+    let (h_q, width_k, width_v) = (geometry.h_q(), geometry.width_k(), geometry.width_v());
+    let heads = geometry.heads();
+    let key = |token: usize, head: usize| match (rows, geometry.row()) {
+        (Rows::Separate { k, .. }, Row::Separate { d_k, .. }) => {
+            k[(token * heads + head) * d_k..][..d_k].to_vec()
+        }
+        (Rows::Tied { state, rope }, Row::Tied { s, n, r, .. }) => {
+            [&state[(token * heads + head) * s..][..n], &rope[token * r..][..r]].concat()
+        }
+        _ => panic!("rows of the wrong kind"),
+    };
+    let value = |token: usize, head: usize| match rows {
+        Rows::Separate { v: values, .. } | Rows::Tied { state: values, .. } => {
+            &values[(token * heads + head) * width_v..][..width_v]
+        }
+    };
+    let mut attended = Vec::new();
+    for (index, query) in queries.chunks_exact(width_k).enumerate() {
+        let (token, head) = (index / h_q, geometry.cached_head(index % h_q));
+        let visible = token / length * length..=token;
+        let weights: Vec<f64> = visible
+            .clone()
+            .map(|j| key(j, head).iter().zip(query).map(|(k, q)| k * q).sum::<f64>())
+            .map(|score| (layer.scale() * score).exp())
+            .collect();
+        let sum: f64 = weights.iter().sum();
+        attended.extend((0..width_v).map(|e| {
+            let products = visible.clone().zip(&weights).map(|(j, p)| p * value(j, head)[e]);
+            products.sum::<f64>() / sum
+        }));
+    }
+    attended
+}
+
+/// Every difference of one fixture, by name.
+fn check(path: &Path) -> Vec<(String, f64)> {
+    let bytes = std::fs::read(path).expect("a fixture");
+    let metadata = metadata(&bytes);
+    let tensors = SafeTensors::deserialize(&bytes).expect("a fixture");
+    let kind: LayerKind = metadata["kind"].parse().expect("a kind");
+    let config = LayerConfig::from_json(&metadata["config"]).expect("a configuration");
+    let (file, prefix) = weights(&tensors);
+    let file = SafeTensors::deserialize(&file).expect("a file");
+    let layer = Layer::from_safetensors(kind, &config, &file, &prefix)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+
+    let hidden = floats(&tensors, "hidden_states");
+    let positions = integers(&tensors, "position_ids");
+    let length = tensors.tensor("hidden_states").expect("hidden states").shape()[1];
+    let forward = layer.forward_causal(&hidden, &positions, length).expect("lengths that fit");
+    let projected = layer.project(&hidden, &positions).expect("lengths that fit");
+    let attended = attend(&layer, &projected.queries, &projected.rows, length);
+    let decoded = layer.output(&attended).expect("lengths that fit");
+
+    let expected = floats(&tensors, "output");
+    let mut differences = vec![
+        ("output as trained".to_owned(), difference(&forward.output, &expected)),
+        ("output from the cache".to_owned(), difference(&decoded, &expected)),
+    ];
+    let names = match forward.rows {
+        Rows::Separate { .. } => ["cache_k", "cache_v"],
+        Rows::Tied { .. } => ["cache_state", "cache_rope"],
+    };
+    assert_eq!(projected.rows, forward.rows);
+    for (name, part) in names.into_iter().zip(forward.rows.parts()) {
+        differences.push((name.to_owned(), difference(part, &floats(&tensors, name))));
+    }
+    differences
+}
+
+#[test]
+fn every_fixture_is_reproduced() {
+    let paths = fixtures();
+    assert!(!paths.is_empty(), "no fixture in {}", folder().display());
+    let mut failures = Vec::new();
+    for path in &paths {
+        for (what, difference) in check(path) {
+            let name = path.file_stem().expect("a name").to_string_lossy();
+            println!("{name:32} {what:24} {difference:.1e}");
+            // A NaN is a failure too.
+            if !matches!(difference.partial_cmp(&TOLERANCE), Some(std::cmp::Ordering::Less)) {
+                failures.push(format!("{name}: {what} differs by {difference:.1e}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// The set is not allowed to shrink to what happens to pass: every kind is in it.
+#[test]
+fn every_kind_has_a_fixture() {
+    let kinds: Vec<String> = fixtures()
+        .iter()
+        .map(|path| metadata(&std::fs::read(path).expect("a fixture"))["kind"].clone())
+        .collect();
+    for kind in LayerKind::ALL {
+        assert!(kinds.iter().any(|name| name == kind.name()), "no fixture of a {kind} layer");
+    }
+}
+
+/// cos, sin and softmax factor of every table, which were computed in 50 digits `[S-5.1, S-5.5 ..
+/// S-5.8]`.
+#[test]
+fn rope_tables_are_reproduced() {
+    let bytes = std::fs::read(folder().join("rope_tables.safetensors")).expect("the tables");
+    let tensors = SafeTensors::deserialize(&bytes).expect("the tables");
+    let configs: serde_json::Value =
+        serde_json::from_str(&metadata(&bytes)["configs"]).expect("configurations");
+    let positions = integers(&tensors, "position_ids");
+    let configs = configs.as_object().expect("an object");
+    assert!(!configs.is_empty());
+    for (name, table) in configs {
+        let config = LayerConfig::from_json(&table.to_string()).expect("a configuration");
+        let width = config.qk_rope_head_dim.expect("a width");
+        let rope = config.rope(LayerKind::Mla, width).expect("legal parameters");
+        let number = |key: &str| table[key].as_f64().expect("a number");
+        assert!((rope.softmax_scale_factor() - number("softmax_factor")).abs() < 1e-14, "{name}");
+
+        let tables = ["cos", "sin"].map(|part| floats(&tensors, &format!("{name}.{part}")));
+        for (row, &position) in positions.iter().enumerate() {
+            for (i, (cos, sin)) in rope.cos_sin(position).into_iter().enumerate() {
+                let [expected_cos, expected_sin] =
+                    [0, 1].map(|part: usize| tables[part][row * width / 2 + i]);
+                // An angle near 131071 is itself rounded by 7e-12, and its frequency once more.
+                let close = |a: f64, b: f64| (a - b).abs() < 1e-10;
+                assert!(
+                    close(cos, expected_cos) && close(sin, expected_sin),
+                    "{name}, position {position}, pair {i}"
+                );
+            }
+        }
+    }
+}
