@@ -29,10 +29,11 @@ const GREEDY: Options = Options {
     dtype: Dtype::Bf16,
 };
 
-const PROMPTS: [&str; 3] = [
+const PROMPTS: [&str; 4] = [
     "In the beginning",
-    "To be, or not to be",
-    "And the LORD said unto Moses, And the LORD said unto Moses, And the LORD",
+    "Now is the winter of our discontent",
+    "the son of Nun, the son of Nun, the son of",
+    "And the LORD said unto Moses",
 ];
 
 /// A greedy choice closer than this, in logits, is a near-tie: what engines may differ by (bf16
