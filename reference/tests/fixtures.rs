@@ -7,6 +7,7 @@ mod cached;
 
 use cached::attend;
 use grouped_attention::layers::{Layer, LayerConfig, LayerKind, Rows};
+use grouped_attention::{Dtype, Geometry, Sharding};
 use safetensors::{SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -174,4 +175,41 @@ fn rope_tables_are_reproduced() {
             }
         }
     }
+}
+
+/// Every cell of the paper's cache tables, transcribed by another hand than the snapshots of
+/// `cost.rs` `[S-6.9 .. S-6.11]`.
+#[test]
+fn paper_tables_are_reproduced() {
+    let text = std::fs::read_to_string(folder().join("paper_tables.json")).expect("the tables");
+    let tables: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut cells = 0;
+    for table in tables["tables"].as_array().expect("tables") {
+        let multiples = table["quantity"].as_str().expect("text").contains("multiples of d_h");
+        for row in table["rows"].as_array().expect("rows") {
+            let size = |key: &str| row[key].as_u64().expect("a size") as usize;
+            let geometry = match row["kind"].as_str().expect("a kind") {
+                "gqa" => Geometry::gqa(size("h_q"), size("h_kv"), size("d_h")),
+                "gta" => Geometry::gta(size("h_q"), size("h_kv"), size("d_h")),
+                "mla" => Geometry::mla(size("h_q"), size("d_c"), size("d_r")),
+                "gla" => Geometry::gla(size("h_q"), size("h_c"), size("d_c"), size("d_r")),
+                kind => panic!("{kind}"),
+            };
+            let degrees = table["tensor_parallel"].as_array().expect("degrees");
+            let printed = row["cells"].as_array().expect("cells");
+            assert_eq!(degrees.len(), printed.len());
+            for (degree, printed) in degrees.iter().zip(printed) {
+                let degree = degree.as_u64().expect("a degree") as usize;
+                let sharding = Sharding::new(geometry.clone().expect("legal"), degree);
+                let sharding = sharding.expect("a degree that divides");
+                let found = match multiples {
+                    true => sharding.elements_per_token() as f64 / size("d_h") as f64,
+                    false => sharding.bytes_per_token(Dtype::Bf16) as f64,
+                };
+                assert_eq!(Some(found), printed.as_f64(), "{} TP {degree}", row["method"]);
+                cells += 1;
+            }
+        }
+    }
+    assert!(cells > 0);
 }
