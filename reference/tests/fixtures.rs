@@ -3,8 +3,11 @@
 //! `[S-5.11 .. S-5.21]`.
 #![cfg(feature = "safetensors")]
 
-use grouped_attention::Row;
+mod cached;
+
+use cached::attend;
 use grouped_attention::layers::{Layer, LayerConfig, LayerKind, Rows};
+use grouped_attention::{Dtype, Geometry, Sharding};
 use safetensors::{SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -70,44 +73,6 @@ fn difference(got: &[f64], expected: &[f64]) -> f64 {
     // Not f64::max, which drops a NaN.
     let worst = differences.fold(0.0, |max: f64, x| if max.is_nan() || x <= max { max } else { x });
     worst / largest
-}
-
-/// Attention over cache rows, written from `[S-3.1, S-3.2]` with the causal mask of a whole
-/// sequence: `[B, L, h_q, width V]`.
-fn attend(layer: &Layer, queries: &[f64], rows: &Rows, length: usize) -> Vec<f64> {
-    let geometry = layer.geometry();
-    let (h_q, width_k, width_v) = (geometry.h_q(), geometry.width_k(), geometry.width_v());
-    let heads = geometry.heads();
-    let key = |token: usize, head: usize| match (rows, geometry.row()) {
-        (Rows::Separate { k, .. }, Row::Separate { d_k, .. }) => {
-            k[(token * heads + head) * d_k..][..d_k].to_vec()
-        }
-        (Rows::Tied { state, rope }, Row::Tied { s, n, r, .. }) => {
-            [&state[(token * heads + head) * s..][..n], &rope[token * r..][..r]].concat()
-        }
-        _ => panic!("rows of the wrong kind"),
-    };
-    let value = |token: usize, head: usize| match rows {
-        Rows::Separate { v: values, .. } | Rows::Tied { state: values, .. } => {
-            &values[(token * heads + head) * width_v..][..width_v]
-        }
-    };
-    let mut attended = Vec::new();
-    for (index, query) in queries.chunks_exact(width_k).enumerate() {
-        let (token, head) = (index / h_q, geometry.cached_head(index % h_q));
-        let visible = token / length * length..=token;
-        let weights: Vec<f64> = visible
-            .clone()
-            .map(|j| key(j, head).iter().zip(query).map(|(k, q)| k * q).sum::<f64>())
-            .map(|score| (layer.scale() * score).exp())
-            .collect();
-        let sum: f64 = weights.iter().sum();
-        attended.extend((0..width_v).map(|e| {
-            let products = visible.clone().zip(&weights).map(|(j, p)| p * value(j, head)[e]);
-            products.sum::<f64>() / sum
-        }));
-    }
-    attended
 }
 
 /// Every difference of one fixture, by name.
@@ -188,6 +153,8 @@ fn rope_tables_are_reproduced() {
     let configs = configs.as_object().expect("an object");
     assert!(!configs.is_empty());
     for (name, table) in configs {
+        let mut table = table.clone();
+        (table["hidden_size"], table["num_attention_heads"]) = (1.into(), 1.into());
         let config = LayerConfig::from_json(&table.to_string()).expect("a configuration");
         let width = config.qk_rope_head_dim.expect("a width");
         let rope = config.rope(LayerKind::Mla, width).expect("legal parameters");
@@ -208,4 +175,41 @@ fn rope_tables_are_reproduced() {
             }
         }
     }
+}
+
+/// Every cell of the paper's cache tables, transcribed by another hand than the snapshots of
+/// `cost.rs` `[S-6.9 .. S-6.11]`.
+#[test]
+fn paper_tables_are_reproduced() {
+    let text = std::fs::read_to_string(folder().join("paper_tables.json")).expect("the tables");
+    let tables: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut cells = 0;
+    for table in tables["tables"].as_array().expect("tables") {
+        let multiples = table["quantity"].as_str().expect("text").contains("multiples of d_h");
+        for row in table["rows"].as_array().expect("rows") {
+            let size = |key: &str| row[key].as_u64().expect("a size") as usize;
+            let geometry = match row["kind"].as_str().expect("a kind") {
+                "gqa" => Geometry::gqa(size("h_q"), size("h_kv"), size("d_h")),
+                "gta" => Geometry::gta(size("h_q"), size("h_kv"), size("d_h")),
+                "mla" => Geometry::mla(size("h_q"), size("d_c"), size("d_r")),
+                "gla" => Geometry::gla(size("h_q"), size("h_c"), size("d_c"), size("d_r")),
+                kind => panic!("{kind}"),
+            };
+            let degrees = table["tensor_parallel"].as_array().expect("degrees");
+            let printed = row["cells"].as_array().expect("cells");
+            assert_eq!(degrees.len(), printed.len());
+            for (degree, printed) in degrees.iter().zip(printed) {
+                let degree = degree.as_u64().expect("a degree") as usize;
+                let sharding = Sharding::new(geometry.clone().expect("legal"), degree);
+                let sharding = sharding.expect("a degree that divides");
+                let found = match multiples {
+                    true => sharding.elements_per_token() as f64 / size("d_h") as f64,
+                    false => sharding.bytes_per_token(Dtype::Bf16) as f64,
+                };
+                assert_eq!(Some(found), printed.as_f64(), "{} TP {degree}", row["method"]);
+                cells += 1;
+            }
+        }
+    }
+    assert!(cells > 0);
 }
