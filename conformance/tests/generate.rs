@@ -1,5 +1,7 @@
 //! The language models decode to the same bytes on every engine, page size and step shape.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps says what it expects by failing")]
+
 use grouped_attention::layers::LayerKind;
 use grouped_attention::{AnyBackend, Dtype};
 use grouped_attention_conformance::engines;

@@ -1,9 +1,10 @@
 //! Generating text, with or without speculation.
 
+use super::decoder::{DecodeError, Timing};
 use super::draft::prompt_lookup;
 use super::model::{Model, VOCABULARY};
 use super::sample::{Sampler, margin};
-use super::session::{Session, SessionError, Timing};
+use super::session::Session;
 use grouped_attention::{Backend, Dtype};
 
 /// How text is generated.
@@ -58,7 +59,7 @@ pub fn generate<B: Backend>(
     prompt: &[u8],
     options: &Options,
     mut emit: impl FnMut(u8),
-) -> Result<Generation, SessionError> {
+) -> Result<Generation, DecodeError> {
     let mut text = if prompt.is_empty() { vec![b'\n'] } else { prompt.to_vec() };
     let start = text.len();
     let room = start + options.tokens + options.speculate;

@@ -6,6 +6,7 @@
 //! same whatever else is in the step. What differs between engines, page sizes and step shapes is
 //! then the attention alone, which is what the [`generate`](fn@generate) tests compare.
 
+mod decoder;
 mod draft;
 mod generate;
 mod mlp;
@@ -13,9 +14,10 @@ mod model;
 mod sample;
 mod session;
 
+pub use decoder::{DecodeError, Decoder, Timing};
 pub use draft::prompt_lookup;
 pub use generate::{Generation, Options, generate};
 pub use mlp::Mlp;
 pub use model::{Model, ModelError};
 pub use sample::Sampler;
-pub use session::{Session, SessionError, Timing};
+pub use session::Session;
