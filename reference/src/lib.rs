@@ -124,3 +124,8 @@ pub use rope::{InvalidRope, Rope, RopeScaling, RopeStyle};
 pub use sharding::{InvalidSharding, Sharding};
 pub use step::{Extent, InvalidStep, Sequence, Span, Step, Write};
 pub use tensor::{HostTensor, InvalidTensor, Values, ValuesMut};
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
