@@ -136,8 +136,9 @@ mod tests {
     use super::*;
     use half::{bf16, f16};
 
+    // [S-1.5]
     #[test]
-    fn every_bf16_and_f16_is_its_own_rounding_s_1_5() {
+    fn every_bf16_and_f16_is_its_own_rounding() {
         for bits in 0..=u16::MAX {
             for (dtype, x) in [
                 (Dtype::Bf16, bf16::from_bits(bits).to_f64()),
@@ -151,6 +152,7 @@ mod tests {
         }
     }
 
+    // [S-1.5]
     #[test]
     fn midpoints_go_to_even_and_neighbours_of_midpoints_do_not() {
         // 1 + 2^-8 is halfway between the bf16 numbers 1 and 1 + 2^-7.

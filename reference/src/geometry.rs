@@ -55,7 +55,7 @@ impl Row {
         }
     }
 
-    /// Elements that one token takes in the cache `[S-2.4]`.
+    /// Elements that one token takes in the cache `[S-2.7]`.
     pub const fn elements(&self) -> usize {
         match *self {
             Row::Separate { heads, d_k, d_v } => heads * (d_k + d_v),
@@ -311,7 +311,7 @@ impl Geometry {
         self.h_q / self.row.heads()
     }
 
-    /// The cached head that query head `i` reads: contiguous groups `[S-1.4]`.
+    /// The cached head that query head `i` reads: contiguous groups `[S-1.2]`.
     pub const fn cached_head(&self, i: usize) -> usize {
         i / self.group()
     }
@@ -403,8 +403,9 @@ pub enum InvalidGeometry {
 mod tests {
     use super::*;
 
+    // [S-2.6] [S-2.7] [S-2.8]
     #[test]
-    fn the_table_of_s_2_4() {
+    fn elements_per_token() {
         let elements = |geometry: Result<Geometry, _>| geometry.unwrap().row().elements();
         assert_eq!(elements(Geometry::mha(32, 128)), 32 * 256);
         assert_eq!(elements(Geometry::gqa(32, 8, 128)), 8 * 256);
@@ -414,13 +415,15 @@ mod tests {
         assert_eq!(elements(Geometry::gla(128, 2, 256, 64)), 576);
     }
 
+    // [S-1.2]
     #[test]
-    fn groups_are_contiguous_s_1_4() {
+    fn groups_are_contiguous() {
         let gqa = Geometry::gqa(6, 2, 8).unwrap();
         let heads: Vec<_> = (0..6).map(|i| gqa.cached_head(i)).collect();
         assert_eq!(heads, [0, 0, 0, 1, 1, 1]);
     }
 
+    // [S-2.9] [S-1.6]
     #[test]
     fn bad_numbers_are_named() {
         use InvalidGeometry::*;

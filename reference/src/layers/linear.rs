@@ -81,21 +81,32 @@ impl Linear {
     }
 
     /// `[T, inputs]` to `[T, outputs]`. A token's result does not depend on its neighbours.
-    pub(super) fn apply(&self, x: &[f64]) -> Vec<f64> {
-        debug_assert!(x.len().is_multiple_of(self.inputs));
-        let mut y = Vec::with_capacity(x.len() / self.inputs * self.outputs);
-        for x in x.chunks_exact(self.inputs) {
-            let products = self.weight.chunks_exact(self.inputs).map(|row| dot(row, x));
-            match &self.bias {
-                Some(bias) => y.extend(products.zip(bias).map(|(y, b)| y + b)),
-                None => y.extend(products),
+    ///
+    /// # Panics
+    /// If `x` is not a whole number of vectors of `inputs` elements.
+    pub fn apply(&self, x: &[f64]) -> Vec<f64> {
+        assert!(x.len().is_multiple_of(self.inputs), "{} in vectors of {}", x.len(), self.inputs);
+        let mut y = vec![0.0; x.len() / self.inputs * self.outputs];
+        // Rows outside, tokens inside: the weights, which are more, are read once.
+        for (output, row) in self.weight.chunks_exact(self.inputs).enumerate() {
+            let bias = self.bias.as_ref().map_or(0.0, |bias| bias[output]);
+            for (t, x) in x.chunks_exact(self.inputs).enumerate() {
+                y[t * self.outputs + output] = dot(row, x) + bias;
             }
         }
         y
     }
 }
 
-/// `<a, b>`, summed in order.
+/// `<a, b>`, in eight interleaved chains: a single one would wait for each sum in turn.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut chains = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for ((chain, a), b) in chains.iter_mut().zip(a).zip(b) {
+            *chain += a * b;
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    chains.iter().sum::<f64>() + rest
 }

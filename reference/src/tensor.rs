@@ -1,0 +1,170 @@
+//! Numbers on the host, in the format an engine stores them in.
+
+use crate::dtype::Dtype;
+use half::{bf16, f16};
+
+/// A dense row-major array on the host.
+///
+/// It is how values get into and out of engines. It is not a place to compute: the reference
+/// computes in f64, engines where their own tensors live.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    shape: Vec<usize>,
+    values: Values,
+}
+
+/// Elements of a [`HostTensor`], row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    /// binary32.
+    F32(Vec<f32>),
+    /// binary16.
+    F16(Vec<f16>),
+    /// bfloat16.
+    Bf16(Vec<bf16>),
+}
+
+impl Values {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::F32(values) => values.len(),
+            Values::F16(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        }
+    }
+
+    /// True if there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Their format.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Values::F32(_) => Dtype::F32,
+            Values::F16(_) => Dtype::F16,
+            Values::Bf16(_) => Dtype::Bf16,
+        }
+    }
+}
+
+impl HostTensor {
+    /// An array of the given shape.
+    ///
+    /// # Errors
+    /// A shape whose product overflows or is not the number of values.
+    pub fn new(shape: &[usize], values: Values) -> Result<HostTensor, InvalidTensor> {
+        let elements = checked_elements(shape)?;
+        if elements != values.len() {
+            return Err(InvalidTensor::Count { shape: shape.to_vec(), got: values.len() });
+        }
+        Ok(HostTensor { shape: shape.to_vec(), values })
+    }
+
+    /// An array of zeros.
+    ///
+    /// # Errors
+    /// A shape whose product overflows.
+    pub fn zeros(dtype: Dtype, shape: &[usize]) -> Result<HostTensor, InvalidTensor> {
+        let elements = checked_elements(shape)?;
+        let values = match dtype {
+            Dtype::F32 => Values::F32(vec![0.0; elements]),
+            Dtype::F16 => Values::F16(vec![f16::ZERO; elements]),
+            Dtype::Bf16 => Values::Bf16(vec![bf16::ZERO; elements]),
+        };
+        Ok(HostTensor { shape: shape.to_vec(), values })
+    }
+
+    /// Rounds each value once, to nearest even.
+    ///
+    /// # Errors
+    /// A shape whose product overflows or is not the number of values.
+    pub fn from_f64(
+        dtype: Dtype,
+        shape: &[usize],
+        values: &[f64],
+    ) -> Result<HostTensor, InvalidTensor> {
+        // A value of the format survives any further cast, so the casts below are exact.
+        let rounded = values.iter().map(|&x| dtype.round(x) as f32);
+        let values = match dtype {
+            Dtype::F32 => Values::F32(rounded.collect()),
+            Dtype::F16 => Values::F16(rounded.map(f16::from_f32).collect()),
+            Dtype::Bf16 => Values::Bf16(rounded.map(bf16::from_f32).collect()),
+        };
+        HostTensor::new(shape, values)
+    }
+
+    /// Every element, exactly.
+    pub fn to_f64(&self) -> Vec<f64> {
+        match &self.values {
+            Values::F32(values) => values.iter().map(|&x| f64::from(x)).collect(),
+            Values::F16(values) => values.iter().map(|x| x.to_f64()).collect(),
+            Values::Bf16(values) => values.iter().map(|x| x.to_f64()).collect(),
+        }
+    }
+
+    /// Format of the elements.
+    pub fn dtype(&self) -> Dtype {
+        self.values.dtype()
+    }
+
+    /// Extent of each dimension, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements, row-major.
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// The elements, row-major, to be overwritten.
+    pub fn values_mut(&mut self) -> ValuesMut<'_> {
+        match &mut self.values {
+            Values::F32(values) => ValuesMut::F32(values),
+            Values::F16(values) => ValuesMut::F16(values),
+            Values::Bf16(values) => ValuesMut::Bf16(values),
+        }
+    }
+}
+
+/// Elements of a [`HostTensor`], to be overwritten; their number stays.
+#[derive(Debug)]
+pub enum ValuesMut<'a> {
+    /// binary32.
+    F32(&'a mut [f32]),
+    /// binary16.
+    F16(&'a mut [f16]),
+    /// bfloat16.
+    Bf16(&'a mut [bf16]),
+}
+
+/// Product of a shape, if it and its bytes can be addressed.
+pub(crate) fn checked_elements(shape: &[usize]) -> Result<usize, InvalidTensor> {
+    shape
+        .iter()
+        .try_fold(1_usize, |product, &extent| product.checked_mul(extent))
+        .filter(|&elements| elements <= isize::MAX as usize / size_of::<f64>())
+        .ok_or_else(|| InvalidTensor::TooLarge { shape: shape.to_vec() })
+}
+
+/// Why shape and values are not a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidTensor {
+    /// The product of the shape does not fit an address.
+    #[error("a tensor of shape {shape:?} cannot be addressed")]
+    TooLarge {
+        /// The shape.
+        shape: Vec<usize>,
+    },
+    /// The number of values is not the product of the shape.
+    #[error("a tensor of shape {shape:?} cannot hold {got} values")]
+    Count {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Values given.
+        got: usize,
+    },
+}
