@@ -1,7 +1,7 @@
 //! The contract that every engine signs.
 
 use crate::arithmetic::Arithmetic;
-use crate::call::{Append, Attend, CopyRows, Merge, Planning, Update, Upload};
+use crate::call::{Append, Attend, CopyRows, Merge, Planning, ReadRows, Update, Upload};
 use crate::dtype::Dtype;
 use crate::error::EngineError;
 use crate::layout::CacheLayout;
@@ -18,7 +18,8 @@ use std::fmt;
 /// engine returns is what only it can know: unsupported, out of memory, a failing device.
 ///
 /// Work may be asynchronous. Calls on one engine take effect in the order they are made;
-/// [`download`](Self::download) and [`synchronize`](Self::synchronize) wait.
+/// [`download`](Self::download), [`read_rows`](Self::read_rows) and
+/// [`synchronize`](Self::synchronize) wait.
 ///
 /// # What an engine must do
 ///
@@ -117,6 +118,20 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// A failing device.
     fn copy_rows(&self, call: CopyRows<'_, Self>) -> Result<(), EngineError>
+    where
+        Self: Sized;
+
+    /// Waits for the cache's pending work and copies rows to the host, bit for bit: the first and
+    /// the second part of each slot's row, in the order of the slots.
+    ///
+    /// The parts are `[slots, h, d_k]` and `[slots, h, d_v]`, or `[slots, h, s]` and `[slots, r]`
+    /// (which may be 0 wide). What a cell holds that was never written is unspecified. With a step
+    /// [`writing`](crate::Step::writing) the same slots, [`append`](Self::append) brings them back:
+    /// so a serving loop moves a preempted sequence to the host and back.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn read_rows(&self, call: ReadRows<'_, Self>) -> Result<[HostTensor; 2], EngineError>
     where
         Self: Sized;
 

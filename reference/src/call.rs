@@ -241,6 +241,35 @@ impl<'a, B: Backend> CopyRows<'a, B> {
     }
 }
 
+/// Arguments of [`Backend::read_rows`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ReadRows<'a, B: Backend> {
+    /// Read.
+    pub cache: &'a B::Cache,
+    /// Any cells of the cache, in any order.
+    pub slots: &'a [Slot],
+}
+
+impl<'a, B: Backend> ReadRows<'a, B> {
+    /// Rows to copy to the host.
+    ///
+    /// # Errors
+    /// A page past the cache, a row past the page size.
+    pub fn new(cache: &'a B::Cache, slots: &'a [Slot]) -> Result<Self, InvalidCall> {
+        let (pages, page_size) = (cache.layout().pages(), cache.layout().page_size());
+        for &slot in slots {
+            if slot.page.0 as usize >= pages {
+                return Err(InvalidCall::PageOutOfRange { page: slot.page, pages });
+            }
+            if slot.row >= page_size {
+                return Err(InvalidCall::RowBeyondPage { slot, page_size });
+            }
+        }
+        Ok(ReadRows { cache, slots })
+    }
+}
+
 /// Arguments of [`Backend::attend`].
 #[derive(Debug)]
 #[non_exhaustive]
@@ -459,6 +488,14 @@ pub enum InvalidCall {
     /// A rotating append under a problem that has no rope.
     #[error("a rotating append needs a problem with a rope")]
     NoRope,
+    /// A row that its page does not have.
+    #[error("{slot:?} is past a page of {page_size} rows")]
+    RowBeyondPage {
+        /// The slot.
+        slot: Slot,
+        /// Tokens per page.
+        page_size: usize,
+    },
     /// A copy that leaves its page.
     #[error("{copy:?} leaves a page of {page_size} rows")]
     CopyBeyondPage {

@@ -3,7 +3,7 @@
 use crate::arithmetic::Arithmetic;
 use crate::attend::attend;
 use crate::backend::{Backend, CacheInfo, Identity, PlanInfo, Planned, Status, TensorInfo};
-use crate::call::{Append, Attend, CopyRows, Merge, Planning, Update, Upload};
+use crate::call::{Append, Attend, CopyRows, Merge, Planning, ReadRows, Update, Upload};
 use crate::dtype::Dtype;
 use crate::error::EngineError;
 use crate::geometry::Row;
@@ -233,6 +233,22 @@ impl Backend for Reference {
     fn copy_rows(&self, call: CopyRows<'_, Self>) -> Result<(), EngineError> {
         call.copies.iter().for_each(|copy| call.cache.copy(copy));
         Ok(())
+    }
+
+    fn read_rows(&self, call: ReadRows<'_, Self>) -> Result<[HostTensor; 2], EngineError> {
+        let ReadRows { cache, slots } = call;
+        let [first, second] = cache.layout.part_shapes().map(|shape| {
+            let row = &shape[2..];
+            [&[slots.len()], row].concat()
+        });
+        let host = |shape: &[usize], values: Vec<f64>| {
+            HostTensor::from_f64(cache.layout.dtype(), shape, &values)
+                .expect("each slot gives a row of the cache's widths")
+        };
+        Ok([
+            host(&first, slots.iter().flat_map(|&slot| cache.first(slot)).copied().collect()),
+            host(&second, slots.iter().flat_map(|&slot| cache.second(slot)).copied().collect()),
+        ])
     }
 
     fn attend(&self, call: Attend<'_, Self>) -> Result<(), EngineError> {

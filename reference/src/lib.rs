@@ -108,7 +108,7 @@ mod tensor;
 pub use arithmetic::Arithmetic;
 pub use attend::{Attended, RowStats, attend};
 pub use backend::{Backend, CacheInfo, Identity, PlanInfo, Planned, Status, TensorInfo};
-pub use call::{Append, Attend, CopyRows, InvalidCall, Merge, Planning, Update, Upload};
+pub use call::{Append, Attend, CopyRows, InvalidCall, Merge, Planning, ReadRows, Update, Upload};
 pub use dtype::{Dtype, UnknownDtype};
 pub use dynamic::{AnyBackend, AnyCache, AnyPlan, AnyTensor, DynBackend};
 pub use engine::{Reference, ReferenceCache, ReferencePlan, ReferenceTensor};
