@@ -211,7 +211,8 @@ impl<'a, B: Backend> CopyRows<'a, B> {
                 if page.0 as usize >= pages {
                     return Err(InvalidCall::PageOutOfRange { page, pages });
                 }
-                if row.checked_add(copy.rows).is_none_or(|end| end > page_size) {
+                let end = row.checked_add(copy.rows);
+                if row >= page_size || end.is_none_or(|end| end > page_size) {
                     return Err(InvalidCall::CopyBeyondPage { copy: *copy, page_size });
                 }
             }
@@ -443,7 +444,7 @@ pub enum InvalidCall {
     #[error("a rotating append needs a problem with a rope")]
     NoRope,
     /// A copy that leaves its page.
-    #[error("{copy:?} leaves a page of {page_size} rows")]
+    #[error("a copy of {copy} leaves a page of {page_size} rows")]
     CopyBeyondPage {
         /// The copy.
         copy: RowCopy,
@@ -451,7 +452,7 @@ pub enum InvalidCall {
         page_size: usize,
     },
     /// A copy whose source and destination overlap.
-    #[error("{copy:?} overlaps itself")]
+    #[error("a copy of {copy} overlaps itself")]
     CopyOntoItself {
         /// The copy.
         copy: RowCopy,
