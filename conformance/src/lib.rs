@@ -1,1 +1,5 @@
 //! grouped-attention-conformance
+#![forbid(unsafe_code)]
+
+pub mod engines;
+pub mod lm;

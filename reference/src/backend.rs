@@ -210,7 +210,8 @@ pub struct Planned {
     pub(crate) problem: Problem,
     pub(crate) page_size: usize,
     pub(crate) extent: Extent,
-    pub(crate) capacity: Option<Extent>,
+    pub(crate) capacity: Extent,
+    pub(crate) replayed: bool,
     pub(crate) pages_required: usize,
 }
 
@@ -232,18 +233,23 @@ impl Planned {
 
     /// Largest sizes that the plan may be updated to: those asked for, or those of the first step.
     pub fn capacity(&self) -> &Extent {
-        self.capacity.as_ref().unwrap_or(&self.extent)
+        &self.capacity
     }
 
-    /// Rows that query, output and lse tensors must have at least: the capacity's where one was
-    /// reserved, since a replayed call sees later steps.
+    /// True if calls with this plan may be recorded and replayed after an update.
+    pub fn is_replayed(&self) -> bool {
+        self.replayed
+    }
+
+    /// Rows that query, output and lse tensors must have at least: the step's, or the capacity's
+    /// where calls are replayed for later steps.
     pub fn query_rows(&self) -> usize {
-        self.capacity().total_q
+        if self.replayed { self.capacity.total_q } else { self.extent.total_q }
     }
 
     /// Rows that tensors of new rows must have at least.
     pub fn write_rows(&self) -> usize {
-        self.capacity().writes
+        if self.replayed { self.capacity.writes } else { self.extent.writes }
     }
 
     /// Pages that a cache must have.

@@ -47,16 +47,16 @@ pub struct Planning<'a> {
     /// The step.
     pub step: &'a Step,
     capacity: Option<Extent>,
+    replayed: bool,
 }
 
 impl<'a> Planning<'a> {
     /// A plan for this step; updates may not exceed its sizes.
     pub fn new(problem: &'a Problem, step: &'a Step) -> Planning<'a> {
-        Planning { problem, step, capacity: None }
+        Planning { problem, step, capacity: None, replayed: false }
     }
 
-    /// A plan with room for later steps, as a captured graph needs: query, output and lse tensors
-    /// then have `capacity.total_q` rows, tensors of new rows `capacity.writes`.
+    /// A plan with room for later steps.
     ///
     /// # Errors
     /// A step that exceeds the capacity already.
@@ -66,7 +66,23 @@ impl<'a> Planning<'a> {
         capacity: Extent,
     ) -> Result<Planning<'a>, InvalidCall> {
         check_capacity(step, &capacity)?;
-        Ok(Planning { problem, step, capacity: Some(capacity) })
+        Ok(Planning { problem, step, capacity: Some(capacity), replayed: false })
+    }
+
+    /// A plan whose calls are recorded once and replayed for later steps, as a CUDA graph is.
+    ///
+    /// A replayed call reads the tensors it was recorded with, so they must be large enough for
+    /// every step to come: query, output and lse tensors have `capacity.total_q` rows, tensors of
+    /// new rows `capacity.writes`.
+    ///
+    /// # Errors
+    /// A step that exceeds the capacity already.
+    pub fn replayed(
+        problem: &'a Problem,
+        step: &'a Step,
+        capacity: Extent,
+    ) -> Result<Planning<'a>, InvalidCall> {
+        Ok(Planning { replayed: true, ..Self::with_capacity(problem, step, capacity)? })
     }
 
     /// The record that the plan must keep.
@@ -75,7 +91,8 @@ impl<'a> Planning<'a> {
             problem: self.problem.clone(),
             page_size: self.step.page_size(),
             extent: *self.step.extent(),
-            capacity: self.capacity,
+            capacity: self.capacity.unwrap_or(*self.step.extent()),
+            replayed: self.replayed,
             pages_required: self.step.pages_required(),
         }
     }
@@ -115,8 +132,8 @@ impl<'a, B: Backend> Update<'a, B> {
             problem: old.problem.clone(),
             page_size: old.page_size,
             extent: *self.step.extent(),
-            // Later updates stay bounded by what was allocated, not by this step.
-            capacity: Some(*old.capacity()),
+            capacity: old.capacity,
+            replayed: old.replayed,
             pages_required: self.step.pages_required(),
         }
     }
