@@ -286,27 +286,45 @@ fn a_plan_says_what_it_was_made_for() {
     let plan = Reference.plan(call).unwrap();
     let planned = plan.planned();
     assert_eq!((planned.extent(), planned.capacity()), (&extent, &room()));
-    assert_eq!((planned.query_rows(), planned.write_rows()), (6, 6));
+    assert_eq!((planned.query_rows(), planned.write_rows()), (3, 3));
+    assert!(!planned.is_replayed());
 }
 
-// Tensors must have the capacity's rows from the first call on: a replayed call sees later steps.
+// A replayed call sees later steps, so its tensors have the capacity's rows from the first on.
 #[test]
-fn a_capacity_asks_for_its_rows() {
-    let two = two();
-    let step = reading(&two, &[(two.a, 1)]);
+fn a_replayed_plan_asks_for_the_rows_of_its_capacity() {
+    let mut two = two();
+    let step = two.tables.step(&[(two.a, 1)], MaskKind::Causal).unwrap();
+    let (q, mut o) = (ones(Dtype::F32, &[6, 4, 3]), ones(Dtype::F32, &[5, 4, 3]));
+    let rows = ones(Dtype::F32, &[5, 2, 3]);
+    let shape = |tensor, expected: [usize; 3], got: [usize; 3]| {
+        Err(InvalidCall::Shape { tensor, expected: expected.to_vec(), got: got.to_vec() })
+    };
+    let call = Planning::replayed(&two.problem, &step, room()).unwrap();
+    let mut plan = Reference.plan(call).unwrap();
+    for _ in 0..2 {
+        let planned = plan.planned();
+        assert!(planned.is_replayed());
+        assert_eq!((planned.query_rows(), planned.write_rows()), (6, 6));
+        let refused = Attend::<Reference>::new(&mut plan, &q, &two.cache, &mut o, None).map(|_| ());
+        assert_eq!(refused, shape("o", [6, 4, 3], [5, 4, 3]));
+        let refused = Append::<Reference>::new(&plan, &mut two.cache, &rows, Some(&rows));
+        assert_eq!(refused.map(|_| ()), shape("key", [6, 2, 3], [5, 2, 3]));
+        // An update leaves the plan replayed.
+        Reference.update(Update::new(&mut plan, &step).unwrap()).unwrap();
+    }
+    // Without replay, the rows of the step are enough.
     let call = Planning::with_capacity(&two.problem, &step, room()).unwrap();
     let mut plan = Reference.plan(call).unwrap();
-    let (q, mut o) = (ones(Dtype::F32, &[6, 4, 3]), ones(Dtype::F32, &[5, 4, 3]));
-    let refused = Attend::<Reference>::new(&mut plan, &q, &two.cache, &mut o, None).map(|_| ());
-    let (expected, got) = (vec![6, 4, 3], vec![5, 4, 3]);
-    assert_eq!(refused, Err(InvalidCall::Shape { tensor: "o", expected, got }));
+    assert!(Attend::<Reference>::new(&mut plan, &q, &two.cache, &mut o, None).is_ok());
+    assert!(Append::<Reference>::new(&plan, &mut two.cache, &rows, Some(&rows)).is_ok());
 }
 
 #[test]
 fn an_update_is_a_fresh_plan() {
     let mut two = two();
     let first = reading(&two, &[(two.a, 1)]);
-    let call = Planning::with_capacity(&two.problem, &first, room()).unwrap();
+    let call = Planning::replayed(&two.problem, &first, room()).unwrap();
     let mut plan = Reference.plan(call).unwrap();
     two.tables.truncate(two.a, 3).unwrap();
     let q = Plain::random(&mut Numbers(35), two.problem.geometry(), 6, 0).q.concat();
@@ -350,7 +368,7 @@ fn updates_stay_within_the_first_capacity() {
         (plan.planned().extent(), plan.planned().capacity()),
         (small.extent(), large.extent())
     );
-    assert_eq!(plan.planned().query_rows(), 4);
+    assert_eq!(plan.planned().query_rows(), 1);
     let refused =
         |step: &Step, plan: &mut _| Update::<Reference>::new(plan, step).map(|_| ()).unwrap_err();
     let three = reading(&two, &[(two.a, 1), (two.b, 1), (two.a, 0)]);
