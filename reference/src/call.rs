@@ -228,7 +228,8 @@ impl<'a, B: Backend> CopyRows<'a, B> {
                 if page.0 as usize >= pages {
                     return Err(InvalidCall::PageOutOfRange { page, pages });
                 }
-                if row.checked_add(copy.rows).is_none_or(|end| end > page_size) {
+                let end = row.checked_add(copy.rows);
+                if row >= page_size || end.is_none_or(|end| end > page_size) {
                     return Err(InvalidCall::CopyBeyondPage { copy: *copy, page_size });
                 }
             }
@@ -497,7 +498,7 @@ pub enum InvalidCall {
         page_size: usize,
     },
     /// A copy that leaves its page.
-    #[error("{copy:?} leaves a page of {page_size} rows")]
+    #[error("a copy of {copy} leaves a page of {page_size} rows")]
     CopyBeyondPage {
         /// The copy.
         copy: RowCopy,
@@ -505,7 +506,7 @@ pub enum InvalidCall {
         page_size: usize,
     },
     /// A copy whose source and destination overlap.
-    #[error("{copy:?} overlaps itself")]
+    #[error("a copy of {copy} overlaps itself")]
     CopyOntoItself {
         /// The copy.
         copy: RowCopy,
