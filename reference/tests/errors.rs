@@ -426,6 +426,31 @@ fn plans_and_updates() {
     assert_snapshot!(
         capacity(Extent { writes: 1, ..fits }), @"writes is 2, and the plan's capacity is 1"
     );
+    // [S-1.6]: engines reserve memory for a capacity.
+    assert_snapshot!(
+        capacity(Extent { total_q: 1 << 31, ..fits }),
+        @"a capacity of 2147483648 total_q is past 2^31"
+    );
+    let largest = i32::MAX as usize;
+    let largest = Extent {
+        sequences: largest,
+        total_q: largest,
+        max_q_len: largest,
+        max_kv_len: largest,
+        writes: largest,
+    };
+    assert!(Planning::with_capacity(&problem, &step, largest).is_ok());
+    for too_large in [
+        Extent { sequences: usize::MAX, ..fits },
+        Extent { max_q_len: usize::MAX, ..fits },
+        Extent { max_kv_len: usize::MAX, ..fits },
+        Extent { writes: usize::MAX, ..fits },
+    ] {
+        assert!(matches!(
+            error(Planning::replayed(&problem, &step, too_large)),
+            InvalidCall::CapacityTooLarge { capacity: usize::MAX, .. }
+        ));
+    }
     let pages = [PageId(0), PageId(1)];
     let other = Step::new(8, &[sequence(2, 5, &pages)], Mask::Causal).unwrap();
     assert_snapshot!(
