@@ -363,6 +363,16 @@ fn huge_pools() {
         let expected = PageError::PoolTooLarge { pages, page_size };
         assert_eq!(error(PageTables::new(page_size, pages)), expected);
     }
+    // The largest pool is made without listing its pages.
+    let largest = i32::MAX as usize;
+    let mut tables = PageTables::new(1, largest).unwrap();
+    assert_eq!((tables.pages_total(), tables.free_pages()), (largest, largest));
+    assert_eq!(tables.users(PageId(largest as u32 - 1)), Some(0));
+    assert_eq!(tables.users(PageId(largest as u32)), None);
+    let sequence = tables.insert();
+    tables.extend(sequence, 3).unwrap();
+    assert_eq!(tables.free_pages(), largest - 3);
+
     let mut tables = PageTables::new(max, 1).unwrap();
     let sequence = tables.insert();
     tables.extend(sequence, i32::MAX as usize).unwrap();
