@@ -175,9 +175,9 @@ mod tests {
             assert_eq!(lines.len(), all);
             all
         };
-        assert_eq!(count(DEFAULT, false), 0);
-        assert_eq!(count(DEFAULT, true), 0);
-        assert_eq!(count(EXTENSIVE, false), 0);
-        assert_eq!(count(EXTENSIVE, true), 0);
+        assert_eq!(count(DEFAULT, false), 3075);
+        assert_eq!(count(DEFAULT, true), 818);
+        assert_eq!(count(EXTENSIVE, false), 39478);
+        assert_eq!(count(EXTENSIVE, true), 3058);
     }
 }
