@@ -14,6 +14,7 @@
 //! | [`script`] | what an engine is told to do, and what the oracle is asked |
 //! | [`tolerance`], [`compare`] | the derived bound, and the only comparison |
 //! | [`generate`] | where cases come from |
+//! | [`lm`] | language models that decode on any engine |
 #![forbid(unsafe_code)]
 
 pub mod budget;
@@ -21,11 +22,14 @@ pub mod case;
 pub mod compare;
 mod contract;
 pub mod draft;
+#[cfg(feature = "engines")]
+pub mod engines;
 pub mod execute;
 pub mod expect;
 pub mod fill;
 pub mod generate;
 pub mod judge;
+pub mod lm;
 pub mod noise;
 pub mod registry;
 pub mod run;
