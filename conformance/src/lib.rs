@@ -1,1 +1,4 @@
-//! grouped-attention-conformance
+//! A suite that judges attention engines against the specification.
+#![forbid(unsafe_code)]
+
+pub mod file;
