@@ -5,6 +5,7 @@ use super::format::Format;
 use super::table::{self, Pool};
 use super::tensors::{Floats, TensorFile};
 use super::writer::Writer;
+use crate::compare::largest_finite;
 use grouped_attention::{
     Attended, CacheInfo, CacheLayout, Dtype, EngineError, Geometry, Mask, PageId, Problem,
     ReferenceCache, Row, RowStats, Slot, Step, Unsupported, attend,
@@ -212,6 +213,14 @@ impl CaseFile {
         let [first, second] = self.geometry.row().parts();
         let rope = self.second.as_ref().map_or(&[][..], |part| &part.values);
         [&self.first.values[token * first..][..first], &rope[token * second..][..second]]
+    }
+
+    /// Largest magnitudes of finite query and cache elements: what a tolerance wants of queries and
+    /// keys, for which any larger number will do.
+    pub fn largest(&self) -> [f64; 2] {
+        let row = |slot| self.row(slot).into_iter().flatten().copied();
+        let cache = self.used_slots().flat_map(row);
+        [largest_finite(self.q.values.iter().copied()), largest_finite(cache)]
     }
 
     /// Adds the case to a file. Slots of the page table that no sequence uses hold -1.

@@ -1,5 +1,6 @@
 //! How the program ends.
 
+use crate::generate::NoCase;
 use grouped_attention::{EngineError, Error};
 use grouped_attention_conformance::file::{FileError, RunError};
 use std::io;
@@ -23,7 +24,15 @@ pub(crate) enum Failure {
     #[error("{}: {source}", path.display())]
     Run { path: PathBuf, source: RunError },
     #[error(transparent)]
+    Case(Box<NoCase>),
+    #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+impl From<NoCase> for Failure {
+    fn from(error: NoCase) -> Failure {
+        Failure::Case(Box::new(error))
+    }
 }
 
 impl Failure {
