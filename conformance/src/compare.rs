@@ -263,7 +263,7 @@ impl Row<'_> {
     }
 
     fn largest(&self) -> f64 {
-        self.tolerance.output.max()
+        self.tolerance.output_max()
     }
 
     fn place(&self, quantity: Quantity) -> Place {

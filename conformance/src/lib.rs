@@ -26,6 +26,7 @@ pub mod draft;
 pub mod engines;
 pub mod execute;
 pub mod expect;
+pub mod file;
 pub mod fill;
 pub mod generate;
 pub mod judge;

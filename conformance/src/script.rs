@@ -209,6 +209,7 @@ impl Script {
         let tolerance = Tolerance {
             arithmetic,
             output: self.problem.output(),
+            f64_results: false,
             dtype: self.problem.dtype(),
             width_k: self.problem.geometry().width_k(),
             scale: self.problem.scale(),
