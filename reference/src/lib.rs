@@ -87,6 +87,7 @@ mod arithmetic;
 mod attend;
 mod backend;
 mod call;
+pub mod cost;
 mod dtype;
 mod dynamic;
 mod engine;
@@ -100,13 +101,14 @@ mod norm;
 mod pages;
 mod problem;
 mod rope;
+mod sharding;
 mod step;
 mod tensor;
 
 pub use arithmetic::Arithmetic;
 pub use attend::{Attended, RowStats, attend};
 pub use backend::{Backend, CacheInfo, Identity, PlanInfo, Planned, Status, TensorInfo};
-pub use call::{Append, Attend, CopyRows, InvalidCall, Merge, Planning, Update, Upload};
+pub use call::{Append, Attend, CopyRows, InvalidCall, Merge, Planning, ReadRows, Update, Upload};
 pub use dtype::{Dtype, UnknownDtype};
 pub use dynamic::{AnyBackend, AnyCache, AnyPlan, AnyTensor, DynBackend};
 pub use engine::{Reference, ReferenceCache, ReferencePlan, ReferenceTensor};
@@ -119,5 +121,11 @@ pub use norm::{InvalidNorm, RmsNorm};
 pub use pages::{PageError, PageId, PageTables, RowCopy, SequenceId, Slot};
 pub use problem::{Extension, InvalidProblem, Problem, Unsupported};
 pub use rope::{InvalidRope, Rope, RopeScaling, RopeStyle};
+pub use sharding::{InvalidSharding, Sharding};
 pub use step::{Extent, InvalidStep, Sequence, Span, Step, Write};
 pub use tensor::{HostTensor, InvalidTensor, Values, ValuesMut};
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -28,8 +28,8 @@ pub enum RopeStyle {
 pub enum RopeScaling {
     /// As trained.
     None,
-    /// Llama 3.1: frequencies with few turns in the original context are divided by `factor`, those
-    /// with many are left, and between the two the divided and the original one are blended `[S-5.5]`.
+    /// Llama 3.1 `[S-5.5]`: frequencies with few turns in the original context are divided by
+    /// `factor`, those with many are left, and between the two both are blended.
     Llama3 {
         /// Divisor of the low frequencies, at least 1.
         factor: f64,
@@ -40,9 +40,9 @@ pub enum RopeScaling {
         /// Tokens of the original context.
         original_max_position: usize,
     },
-    /// YaRN as DeepSeek-V2 and V3 use it `[S-5.6, S-5.7, S-5.8]`. With `m(a) = 0.1 a ln(factor) + 1` (1 for a factor of
-    /// 1), cos and sin are multiplied by `m(mscale) / m(mscale_all_dim)` and the softmax scale by
-    /// `m(mscale_all_dim)^2`.
+    /// YaRN as DeepSeek-V2 and V3 use it `[S-5.6]`. With `m(a) = 0.1 a ln(factor) + 1`, cos and sin
+    /// are multiplied by `m(mscale) / m(mscale_all_dim)` `[S-5.7]` and the softmax scale by
+    /// `m(mscale_all_dim)^2` `[S-5.8]`.
     Yarn {
         /// Divisor of the low frequencies, at least 1.
         factor: f64,

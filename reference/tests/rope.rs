@@ -88,6 +88,27 @@ fn yarn_blends_between_the_pairs_of_32_turns_and_of_one() {
 }
 
 #[test]
+fn yarn_blends_past_the_last_pair() {
+    let scaling = RopeScaling::Yarn {
+        factor: 2.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: 1.0,
+        mscale_all_dim: 1.0,
+        original_max_position: 4096,
+        attention_factor: None,
+        truncate: true,
+    };
+    let trained = frequencies(&rope(RopeStyle::HalfSplit, 8, 100.0, RopeScaling::None));
+    let scaled = frequencies(&rope(RopeStyle::HalfSplit, 8, 100.0, scaling));
+    // 8 ln(4096 / (2 pi turns)) / (2 ln 100) is 2.62 at 32 turns and 5.63 at one, so the blend runs
+    // from pair 2 to a pair 6 that does not exist, and the last pair is a quarter of the way.
+    for (i, part) in [0.0, 0.0, 0.0, 0.25].into_iter().enumerate() {
+        assert_relative_eq!(scaled[i], trained[i] * (1.0 - part / 2.0), max_relative = 1e-12);
+    }
+}
+
+#[test]
 fn yarn_moves_magnitude_from_cos_and_sin_into_the_softmax_scale() {
     let magnitude = |scaling| {
         let rope = rope(RopeStyle::Interleaved, 2, 10_000.0, scaling);

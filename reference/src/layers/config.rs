@@ -55,10 +55,9 @@ impl std::str::FromStr for LayerKind {
 
 /// The keys of a HuggingFace `config.json` that say what an attention layer computes.
 ///
-/// A key that a kind of layer does not name below is not read for it; keys that are not here are
-/// ignored, except that those known to change the attention are errors when they are set.
+/// `hidden_size` and `num_attention_heads` are required. A key that a kind of layer does not name
+/// below is not read for it; keys that are not here are ignored, except that those known to change the attention are errors when they are set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct LayerConfig {
     /// Model width D.
     pub hidden_size: usize,
@@ -109,7 +108,6 @@ pub struct LayerConfig {
 
 /// HuggingFace's `rope_scaling` object, or the `rope_parameters` of transformers 5.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct RopeConfig {
     /// `default`, `llama3` or `yarn`; other types are not computed here.
     pub rope_type: Option<String>,

@@ -52,9 +52,9 @@ impl Gla {
     pub fn new(widths: LatentWidths, weights: GlaWeights, rope: Rope) -> Result<Gla, LayerError> {
         let LatentWidths { h_q, h_c, d_c, d_r, d_v, .. } = widths;
         let geometry = Geometry::gla(h_q, h_c, d_c, d_r)?;
-        let trained = widths.trained()?;
+        widths.trained()?; // also bounds the products below
         let width = weights.query.inputs();
-        weights.query.expect(h_q * trained.width_k())?;
+        weights.query.expect(&widths)?;
         weights.down.expect("down", h_c * d_c + d_r, width)?;
         for (what, expected, got) in [
             ("norms", h_c, weights.norms.len()),
@@ -78,9 +78,7 @@ impl Gla {
 
     /// `[T, h_q, d_h + d_r]`, rotated, not absorbed.
     fn queries(&self, hidden: &[f64], positions: &[i64]) -> Vec<f64> {
-        let mut queries = self.weights.query.apply(hidden);
-        rotate_heads(&self.rope, &mut queries, self.widths.h_q, self.trained_width_k(), positions);
-        queries
+        self.weights.query.apply(hidden, positions, &self.widths, &self.rope)
     }
 
     /// c_g and k_R of every token.

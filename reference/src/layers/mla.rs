@@ -55,9 +55,9 @@ impl Mla {
             return Err(LayerError::Size { what: "latent heads", expected: 1, got: h_c });
         }
         let geometry = Geometry::mla(h_q, d_c, d_r)?;
-        let trained = widths.trained()?;
+        widths.trained()?; // also bounds the products below
         let width = weights.query.inputs();
-        weights.query.expect(h_q * trained.width_k())?;
+        weights.query.expect(&widths)?;
         weights.down.expect("down", d_c + d_r, width)?;
         if weights.norm.width() != d_c {
             let got = weights.norm.width();
@@ -74,9 +74,7 @@ impl Mla {
 
     /// `[T, h_q, d_h + d_r]`, rotated, not absorbed.
     fn queries(&self, hidden: &[f64], positions: &[i64]) -> Vec<f64> {
-        let mut queries = self.weights.query.apply(hidden);
-        rotate_heads(&self.rope, &mut queries, self.widths.h_q, self.trained_width_k(), positions);
-        queries
+        self.weights.query.apply(hidden, positions, &self.widths, &self.rope)
     }
 
     /// c and k_R of every token.

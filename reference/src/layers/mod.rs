@@ -211,7 +211,7 @@ impl Layer {
         length: usize,
     ) -> Result<Forward, LayerError> {
         self.check(hidden, positions)?;
-        // With a length of 0 this asks for no tokens at all, which is what is left to attend to.
+        // Of 0 only 0 is a multiple, and no tokens need no length.
         if !positions.len().is_multiple_of(length) {
             return Err(LayerError::Input {
                 what: "positions",
@@ -227,7 +227,7 @@ impl Layer {
     }
 
     fn check(&self, hidden: &[f64], positions: &[i64]) -> Result<(), LayerError> {
-        // Both slices exist and D is the size of a stored weight, so saturation cannot equal.
+        // A product that saturates is no slice's length.
         let expected = positions.len().saturating_mul(self.model_width());
         if hidden.len() == expected {
             return Ok(());

@@ -1,7 +1,8 @@
 //! Queries of MLA and GLA: direct, or low-rank with a norm between `[S-5.15]`.
 
-use super::{LayerError, Linear};
+use super::{LatentWidths, LayerError, Linear, rotate_heads};
 use crate::norm::RmsNorm;
+use crate::rope::Rope;
 
 /// `x -> [q_nope (d_h) | q_rope (d_r)]` per query head.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,8 +32,9 @@ impl QueryProjection {
         }
     }
 
-    /// Checks that queries of `outputs` elements come out.
-    pub(super) fn expect(&self, outputs: usize) -> Result<(), LayerError> {
+    /// Checks that queries of the layer's widths come out.
+    pub(super) fn expect(&self, widths: &LatentWidths) -> Result<(), LayerError> {
+        let outputs = widths.h_q * (widths.d_h + widths.d_r);
         match self {
             QueryProjection::Direct(direct) => direct.expect("q", outputs, direct.inputs()),
             QueryProjection::LowRank { down, norm, up } => {
@@ -43,15 +45,23 @@ impl QueryProjection {
         }
     }
 
-    /// `[T, D]` to `[T, h_q, d_h + d_r]`, not rotated.
-    pub(super) fn apply(&self, hidden: &[f64]) -> Vec<f64> {
-        match self {
+    /// `[T, D]` to `[T, h_q, d_h + d_r]`, rotated, not absorbed.
+    pub(super) fn apply(
+        &self,
+        hidden: &[f64],
+        positions: &[i64],
+        widths: &LatentWidths,
+        rope: &Rope,
+    ) -> Vec<f64> {
+        let mut queries = match self {
             QueryProjection::Direct(direct) => direct.apply(hidden),
             QueryProjection::LowRank { down, norm, up } => {
                 let mut latent = down.apply(hidden); // [T, r_q]
                 norm.apply(&mut latent);
                 up.apply(&latent)
             }
-        }
+        };
+        rotate_heads(rope, &mut queries, widths.h_q, widths.d_h + widths.d_r, positions);
+        queries
     }
 }
