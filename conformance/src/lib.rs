@@ -50,3 +50,4 @@ pub use run::main;
 pub use scenario::Scenario;
 pub use script::{Answer, Arrangement, Inputs, Op, Question, Script};
 pub use tolerance::{MergeTolerance, RowTolerance, Tolerance};
+pub mod serve;
