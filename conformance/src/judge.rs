@@ -3,8 +3,9 @@
 use crate::case::{Case, InvalidCase};
 use crate::compare::{Compared, Comparison, Place, Quantity, compare, distance};
 use crate::execute::{Event, Halt, Output, execute};
+use crate::fill::TokenRow;
 use crate::script::{Answer, Arrangement, Script};
-use grouped_attention::{AnyBackend, Arithmetic, Backend, Step, merge_row};
+use grouped_attention::{AnyBackend, Arithmetic, Backend, Dtype, Slot, Step, merge_row};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -46,6 +47,19 @@ pub enum Fault {
         event: usize,
         /// The comparison.
         comparison: Comparison,
+    },
+    /// A cell does not hold what was written to it, or holds what was not.
+    Stored {
+        /// The cell.
+        slot: Slot,
+        /// 0 for the keys or states, 1 for the values or the rope key.
+        part: usize,
+        /// Element of that part of the row.
+        element: usize,
+        /// What it should hold; NaN where nothing was written.
+        expected: f64,
+        /// What it holds.
+        got: f64,
     },
     /// No number of the case was compared, though rows see something: a case without teeth.
     Vacuous,
@@ -116,6 +130,10 @@ fn run(engine: &AnyBackend, script: &Script, answers: &[Answer]) -> Result<Compa
     let events = execute(engine, script).map_err(Fault::Halted)?;
     let mut all = Comparison::default();
     for (index, event) in events.iter().enumerate() {
+        if let Event::Audited { first, second } = event {
+            judge_audit(script, arithmetic, [first, second])?;
+            continue;
+        }
         let comparison = judge_event(script, answers, arithmetic, event);
         if !comparison.passed() {
             return Err(Fault::Wrong { event: index, comparison });
@@ -150,7 +168,46 @@ fn judge_event(
         Event::Merged { part, other, merged } => {
             judge_merge(script, arithmetic, [part, other, merged])
         }
+        Event::Audited { .. } => Comparison::default(),
     }
+}
+
+/// Cells of tokens hold their rows, bit for bit but for what a rotation may be off, and cells that
+/// were only ever poisoned hold NaN still `[S-4.7] [S-4.9] [S-7.19]`.
+fn judge_audit(script: &Script, arithmetic: Arithmetic, parts: [&[f64]; 2]) -> Result<(), Fault> {
+    let dtype = script.problem.dtype();
+    let widths = script.problem.geometry().row().parts();
+    let flushes = arithmetic.flushes_subnormals && dtype != Dtype::F16;
+    let eta = if flushes { 2f64.powi(-126) } else { dtype.min_subnormal() / 2.0 };
+    for (index, &slot) in script.audit.slots.iter().enumerate() {
+        let stored = script.audit.rows.get(index);
+        for part in 0..2 {
+            let got = &parts[part][index * widths[part]..][..widths[part]];
+            let row = stored.map(|stored| part_of(&stored.row, part));
+            let rotation = stored.and_then(|stored| stored.rotation.as_ref());
+            let rotation = rotation.map(|rotation| part_of(rotation, part));
+            for (element, &got) in got.iter().enumerate() {
+                let expected = row.map_or(f64::NAN, |row| row[element]);
+                let per_roundoff = rotation.map_or(0.0, |rotation| rotation[element]);
+                let near = if per_roundoff == 0.0 {
+                    let rounded = dtype.round(expected);
+                    rounded.to_bits() == got.to_bits() || (rounded.is_nan() && got.is_nan())
+                } else {
+                    let u_out = dtype.unit_roundoff();
+                    let turned = arithmetic.vector * per_roundoff * (1.0 + u_out);
+                    distance(expected, got) <= turned + u_out * expected.abs() + eta
+                };
+                if !near {
+                    return Err(Fault::Stored { slot, part, element, expected, got });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn part_of(row: &TokenRow, part: usize) -> &[f64] {
+    if part == 0 { &row.first } else { &row.second }
 }
 
 /// A merge is judged by the parts that the engine itself computed, which are exact inputs to it;
@@ -224,7 +281,8 @@ fn judge_invariance(
         let other = Script::arranged(case, &arrangement).map_err(Fault::Case)?;
         let rearranged = execute(engine, &other).map_err(Fault::Halted)?;
         for (event, other_event) in events.iter().zip(&rearranged) {
-            let (output, other_output) = (last_output(event), last_output(other_event));
+            let outputs = last_output(event).zip(last_output(other_event));
+            let Some((output, other_output)) = outputs else { continue };
             for (index, &sequence) in arrangement.sequences.iter().enumerate() {
                 let ours = rows_of(script, event, output, sequence);
                 let theirs = rows_of(&other, other_event, other_output, index);
@@ -237,10 +295,11 @@ fn judge_invariance(
     Ok(())
 }
 
-fn last_output(event: &Event) -> &Output {
+fn last_output(event: &Event) -> Option<&Output> {
     match event {
-        Event::Attended { output, .. } => output,
-        Event::Merged { merged, .. } => merged,
+        Event::Attended { output, .. } => Some(output),
+        Event::Merged { merged, .. } => Some(merged),
+        Event::Audited { .. } => None,
     }
 }
 
@@ -248,7 +307,7 @@ fn last_output(event: &Event) -> &Output {
 fn rows_of(script: &Script, event: &Event, output: &Output, sequence: usize) -> Vec<f64> {
     let question = match event {
         Event::Attended { question, .. } => *question,
-        Event::Merged { .. } => script.questions.len() - 1,
+        Event::Merged { .. } | Event::Audited { .. } => script.questions.len() - 1,
     };
     let geometry = script.problem.geometry();
     let span = &script.questions[question].step.spans()[sequence];
@@ -278,6 +337,12 @@ impl fmt::Display for Fault {
                 write!(f, "`supports` accepted the problem and a later call said: {reason}")
             }
             Fault::Wrong { event, comparison } => write!(f, "result {event}: {comparison}"),
+            Fault::Stored { slot, part, element, expected, got } => write!(
+                f,
+                "row {} of page {} holds {got:e} in element {element} of part {part}, not \
+                 {expected:e}",
+                slot.row, slot.page.0
+            ),
             Fault::Vacuous => f.write_str("no number was compared: the bounds do not apply"),
             Fault::NotDeclaredInvariant => {
                 f.write_str("batch-invariant mode, and `arithmetic` does not declare it")

@@ -120,8 +120,18 @@ fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize>(
         first += padded;
     }
     for (r, sums) in sums.iter().enumerate() {
-        for (t, sum) in sums.iter().enumerate() {
-            scores[r * stride + t] = lanes.sum(*sum);
+        let scores = &mut scores[r * stride..][..T];
+        match sums.as_chunks::<4>() {
+            (four, []) => {
+                for (four, scores) in four.iter().zip(scores.chunks_exact_mut(4)) {
+                    scores.copy_from_slice(&lanes.sum4(*four));
+                }
+            }
+            _ => {
+                for (sum, score) in sums.iter().zip(scores) {
+                    *score = lanes.sum(*sum);
+                }
+            }
         }
     }
     R
