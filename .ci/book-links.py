@@ -18,11 +18,11 @@ LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(<?([^)\s>]+)>?(?: \"[^\"]*\
 
 
 class Page(html.parser.HTMLParser):
-    """The ids of a page and what it links to."""
+    """The ids of a page, what it links to, and what it loads from other hosts."""
 
     def __init__(self, path):
         super().__init__()
-        self.anchors, self.links = set(), []
+        self.anchors, self.links, self.loads = set(), [], []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
@@ -31,10 +31,14 @@ class Page(html.parser.HTMLParser):
                 self.anchors.add(value)
             elif name in ("href", "src") and value and tag != "use":
                 self.links.append(value)
+                if tag != "a" and urlsplit(value).netloc:
+                    self.loads.append(value)
 
 
 class Markdown:
     """The anchors that the forge gives to headings, and what the page links to."""
+
+    loads = ()
 
     def __init__(self, path):
         text = FENCE.sub("", path.read_text())
@@ -81,9 +85,12 @@ def main(book):
         sys.exit(f"no page in {book}")
     failures = 0
     for page in pages + built:
-        for link in read(page).links:
-            # The page for unknown addresses links from the root of a site that is nowhere yet.
-            if page.name != "404.html" and (reason := dead(page, link)):
+        # The page for unknown addresses links from the root of a site that is nowhere yet.
+        links = read(page).links if page.name != "404.html" else []
+        reasons = [(link, dead(page, link)) for link in links]
+        reasons += [(link, "needs the network to be seen") for link in read(page).loads]
+        for link, reason in reasons:
+            if reason:
                 print(f"{page.relative_to(Path.cwd())}: {link}: {reason}", file=sys.stderr)
                 failures += 1
     print(f"{len(pages)} Markdown files, {len(built)} pages of the book, {failures} dead links")

@@ -19,9 +19,9 @@ def main():
     means = [variant["heldout_mean"] for variant in variants.values()]
     apart = [max(variant["heldout"]) - min(variant["heldout"]) for variant in variants.values()]
     print()
-    print(f"Largest difference between two seeds of one variant: {max(apart):.4f}.")
-    print(f"Largest difference between the means of two variants: {max(means) - min(means):.4f}.")
-    print(f"Standard deviation over seeds, pooled: {quality['pooled_std_over_seeds']:.4f}.")
+    print(f"* Largest difference between two seeds of one variant: {max(apart):.4f}.")
+    print(f"* Largest difference between the means of two variants: {max(means) - min(means):.4f}.")
+    print(f"* Standard deviation over seeds, pooled: {quality['pooled_std_over_seeds']:.4f}.")
 
 
 main()

@@ -22,6 +22,8 @@ pub mod budget;
 pub mod case;
 pub mod compare;
 mod contract;
+#[cfg(doctest)]
+mod docs;
 pub mod draft;
 #[cfg(feature = "engines")]
 pub mod engines;

@@ -21,11 +21,11 @@ pub fn markdown(
     let bytes = |sharding: &Sharding| sharding.bytes_per_token(Dtype::Bf16).to_string();
     text.push_str(&rows(shape, degrees, &shardings, bytes));
     let ridge = device.device.ridge();
+    let queries = if q_len == 1 { "query" } else { "queries" };
     let _ = write!(
         text,
-        "\nFLOPs per byte of cache read with {q_len} {} per sequence; in bold where {}, with its \
-         ridge at {ridge:.0}, is bound by compute:\n\n",
-        if q_len == 1 { "query" } else { "queries" },
+        "\nFLOPs per byte of cache read, {q_len} {queries} per sequence (bold: bound by compute on \
+         {}, ridge {ridge:.0}):\n\n",
         device.name,
     );
     let intensity = |sharding: &Sharding| {
