@@ -59,13 +59,16 @@ impl<'a> Planning<'a> {
     /// A plan with room for later steps.
     ///
     /// # Errors
-    /// A step that exceeds the capacity already.
+    /// A step that exceeds the capacity already; a capacity past `i32::MAX`, which no step reaches.
     pub fn with_capacity(
         problem: &'a Problem,
         step: &'a Step,
         capacity: Extent,
     ) -> Result<Planning<'a>, InvalidCall> {
         check_capacity(step, &capacity)?;
+        if let Some((what, capacity)) = capacity.past_any_step() {
+            return Err(InvalidCall::CapacityTooLarge { what, capacity });
+        }
         Ok(Planning { problem, step, capacity: Some(capacity), replayed: false })
     }
 
@@ -76,7 +79,7 @@ impl<'a> Planning<'a> {
     /// new rows `capacity.writes`.
     ///
     /// # Errors
-    /// A step that exceeds the capacity already.
+    /// As [`with_capacity`](Self::with_capacity).
     pub fn replayed(
         problem: &'a Problem,
         step: &'a Step,
@@ -228,7 +231,8 @@ impl<'a, B: Backend> CopyRows<'a, B> {
                 if page.0 as usize >= pages {
                     return Err(InvalidCall::PageOutOfRange { page, pages });
                 }
-                if row.checked_add(copy.rows).is_none_or(|end| end > page_size) {
+                let end = row.checked_add(copy.rows);
+                if row >= page_size || end.is_none_or(|end| end > page_size) {
                     return Err(InvalidCall::CopyBeyondPage { copy: *copy, page_size });
                 }
             }
@@ -485,6 +489,14 @@ pub enum InvalidCall {
         /// What the step has.
         got: usize,
     },
+    /// A capacity that no step can fill; engines reserve memory for it.
+    #[error("a capacity of {capacity} {what} is past 2^31")]
+    CapacityTooLarge {
+        /// Which size.
+        what: &'static str,
+        /// What was asked for.
+        capacity: usize,
+    },
     /// A rotating append under a problem that has no rope.
     #[error("a rotating append needs a problem with a rope")]
     NoRope,
@@ -497,7 +509,7 @@ pub enum InvalidCall {
         page_size: usize,
     },
     /// A copy that leaves its page.
-    #[error("{copy:?} leaves a page of {page_size} rows")]
+    #[error("a copy of {copy} leaves a page of {page_size} rows")]
     CopyBeyondPage {
         /// The copy.
         copy: RowCopy,
@@ -505,7 +517,7 @@ pub enum InvalidCall {
         page_size: usize,
     },
     /// A copy whose source and destination overlap.
-    #[error("{copy:?} overlaps itself")]
+    #[error("a copy of {copy} overlaps itself")]
     CopyOntoItself {
         /// The copy.
         copy: RowCopy,
