@@ -4,7 +4,7 @@ use crate::backend::CpuBackend;
 use crate::buffer::with_element;
 use crate::cache::CpuCache;
 use crate::disjoint::Disjoint;
-use crate::kernel::Kernel;
+use crate::kernel::Instructions;
 use crate::lanes::{Job, Lanes, Unit};
 use crate::output::Output;
 use crate::plan::{Padded, Scratch, Steps, Workspace};
@@ -16,7 +16,7 @@ use grouped_attention::{Attend, Geometry};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs one attend.
-pub(crate) fn attend(kernel: Kernel, threads: &Threads, call: Attend<'_, CpuBackend>) {
+pub(crate) fn attend(kernel: Instructions, threads: &Threads, call: Attend<'_, CpuBackend>) {
     let (steps, workspace) = call.plan.split();
     let problem = steps.problem;
     let output = Output::new(problem.output(), call.o, call.lse, problem.geometry().width_v());
