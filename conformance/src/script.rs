@@ -244,6 +244,9 @@ impl Inputs {
     ///
     /// # Errors
     /// A script without an attention; whatever the reference refuses.
+    ///
+    /// # Panics
+    /// Never: scripts plan before they attend.
     pub fn new(script: &Script) -> Result<Inputs, InvalidCase> {
         let attends = |op: &Op| matches!(op, Op::Attend { .. });
         let Some(last) = script.ops.iter().rposition(attends) else {
@@ -254,10 +257,11 @@ impl Inputs {
         };
         let mut host = Host::new(script);
         for op in &script.ops[..last] {
-            host.apply(op).map_err(|error| InvalidCase::Refused(error))?;
+            host.apply(op).map_err(InvalidCase::Refused)?;
         }
-        let Op::Attend { q, .. } = &script.ops[last] else { unreachable!("just found") };
-        let step = host.step.expect("a script plans before it attends");
+        let (Op::Attend { q, .. }, Some(step)) = (&script.ops[last], host.step) else {
+            unreachable!("this operation attends, and a script plans before it does");
+        };
         let geometry = script.problem.geometry();
         let mut q = q.to_f64();
         q.truncate(step.total_q() * geometry.h_q() * geometry.width_k());

@@ -61,6 +61,9 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// A unit of bf16: the even elements, then the odd ones. A bf16 is the upper half of an f32, so
     /// this order takes one shift and one mask, and the order as it lies twice as many operations.
     fn unit_bf16(self, x: &[half::bf16]) -> [Self::F; 2];
+
+    /// Asks for the cache line of `x[at]`, which may lie past the end.
+    fn prefetch<T>(self, x: &[T], at: usize);
 }
 
 /// Something to run compiled for an instruction set.

@@ -11,6 +11,7 @@ mod attend;
 mod backend;
 mod buffer;
 mod cache;
+pub mod ceiling;
 mod disjoint;
 mod kernel;
 mod lanes;

@@ -268,6 +268,8 @@ fn writes() {
     );
     assert_snapshot!(writing(&[slot(u32::MAX, 0)]), @"entry 0 has page id 4294967295, past 2^31");
     assert!(step().writing(vec![]).is_ok());
+    let largest = Write { slot: slot(i32::MAX as u32, 3), position: i64::MIN };
+    assert_eq!(step().writing(vec![largest]).map(|step| step.pages_required()), Ok(1 << 31));
     // Sequences that share their first page both append to its first row.
     let both = Step::new(4, &[sequence(1, 1, &pages), sequence(1, 1, &pages)], Mask::Causal);
     assert_snapshot!(

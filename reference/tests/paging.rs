@@ -100,6 +100,7 @@ impl World {
     fn copy(&mut self, copies: &[RowCopy]) {
         CopyRows::<Reference>::new(&mut self.cache, copies).expect("copies within pages");
         for copy in copies {
+            assert!(copy.rows > 0, "{copy:?} copies nothing");
             let (from, to) = (self.at(copy.from), self.at(copy.to));
             for row in 0..copy.rows {
                 assert!(self.store[from + row].is_some(), "{copy:?} copies what nobody wrote");

@@ -237,7 +237,8 @@ fn rebuilt(step: &Step, pages: impl Fn(usize, &[PageId]) -> Vec<PageId>) -> Step
         .map(|(span, pages)| Sequence { q_len: span.q_len, kv_len: span.kv_len, pages })
         .collect();
     let new = Step::new(step.page_size(), &sequences, step.mask().clone());
-    new.unwrap().writing(step.writes().to_vec()).unwrap()
+    let new = new.and_then(|new| new.writing(step.writes().to_vec()));
+    new.expect("other pages or fewer sequences of a legal step are one")
 }
 
 fn lengths() -> Vec<(&'static str, Bend)> {
@@ -283,8 +284,8 @@ fn rows() -> Vec<(&'static str, Bend)> {
             "exchanges neighbouring heads",
             Bend {
                 row: |row, _, heads| {
-                    let other = row / heads * heads + (row % heads ^ 1);
-                    if row % heads ^ 1 < heads { other } else { row }
+                    let other = row / heads * heads + ((row % heads) ^ 1);
+                    if (row % heads) ^ 1 < heads { other } else { row }
                 },
                 ..RIGHT
             },
@@ -500,5 +501,6 @@ fn rebuilt_spans(step: &Step, keep: impl Fn(&Span) -> bool) -> Step {
         .map(|span| Sequence { q_len: span.q_len, kv_len: span.kv_len, pages: step.pages(span) })
         .collect();
     let new = Step::new(step.page_size(), &sequences, step.mask().clone());
-    new.unwrap().writing(step.writes().to_vec()).unwrap()
+    let new = new.and_then(|new| new.writing(step.writes().to_vec()));
+    new.expect("other pages or fewer sequences of a legal step are one")
 }

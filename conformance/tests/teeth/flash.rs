@@ -401,7 +401,8 @@ impl Backend for Flash {
     }
 
     fn download(&self, tensor: &Tensor) -> Result<HostTensor, EngineError> {
-        Ok(HostTensor::from_f64(tensor.dtype, &tensor.shape, &tensor.values).unwrap())
+        Ok(HostTensor::from_f64(tensor.dtype, &tensor.shape, &tensor.values)
+            .expect("a tensor's values fill its shape"))
     }
 
     fn create_cache(&self, layout: CacheLayout) -> Result<Cache, EngineError> {
@@ -434,7 +435,7 @@ impl Backend for Flash {
                 let Some(tensor) = tensors[part] else { continue };
                 let mut row = tensor.values[index * widths[part]..][..widths[part]].to_vec();
                 if if part == 0 { turns.0 } else { turns.1 } {
-                    let rope = problem.rope().unwrap();
+                    let rope = problem.rope().expect("a rotating append has a rope");
                     let width = rope.width().max(1);
                     row.chunks_exact_mut(width).for_each(|key| rope.rotate(key, write.position));
                 }
@@ -464,7 +465,8 @@ impl Backend for Flash {
         Ok([0, 1].map(|part| {
             let rows = call.slots.iter().flat_map(|&slot| call.cache.part(&RIGHT, part, slot));
             let values: Vec<f64> = rows.map(f64::from).collect();
-            HostTensor::from_f64(dtype, &[call.slots.len(), widths[part]], &values).unwrap()
+            HostTensor::from_f64(dtype, &[call.slots.len(), widths[part]], &values)
+                .expect("rows fill their shape")
         }))
     }
 
@@ -487,9 +489,9 @@ impl Backend for Flash {
                     if to >= (bend.rows)(all) {
                         continue;
                     }
-                    for column in 0..(bend.columns)(width_v) {
-                        let value = (bend.store)(problem.output(), f64::from(o[column]));
-                        call.o.values[to * width_v + column] = value;
+                    let written = (bend.columns)(width_v);
+                    for (cell, &o) in call.o.values[to * width_v..][..written].iter_mut().zip(&o) {
+                        *cell = (bend.store)(problem.output(), f64::from(o));
                     }
                     if let Some(tensor) = &mut call.lse {
                         tensor.values[to] = f64::from(lse);

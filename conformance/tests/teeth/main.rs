@@ -18,11 +18,11 @@ use std::sync::LazyLock;
 
 /// Named cases of the default run, with their answers.
 static CASES: LazyLock<Vec<(Named, Script, Vec<Answer>)>> = LazyLock::new(|| {
-    let budget = Budget { extensive: false, ..Budget::from_env().unwrap() };
-    let named = corpus().unwrap().into_iter().chain(grid::grid(&budget));
+    let corpus = corpus().expect("the corpus is legal");
+    let named = corpus.into_iter().chain(grid::grid(&Budget::default()));
     named
         .map(|named| {
-            let script = Script::new(&named.case).unwrap();
+            let script = Script::new(&named.case).expect("cases of the suite are legal");
             let answers = script.answers();
             (named, script, answers)
         })

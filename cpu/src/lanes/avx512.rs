@@ -159,4 +159,11 @@ impl Lanes for Avx512 {
         // SAFETY: `self` proves the feature.
         unsafe { halves(x) }
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, x: &[T], at: usize) {
+        let line = x.as_ptr().wrapping_add(at);
+        // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
 }

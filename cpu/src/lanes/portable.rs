@@ -97,4 +97,7 @@ impl Lanes for Portable {
         let widen = |x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
         [map(|i| widen(x[2 * i])), map(|i| widen(x[2 * i + 1]))]
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: &[T], _: usize) {}
 }
