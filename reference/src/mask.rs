@@ -191,7 +191,9 @@ mod tests {
         let mask = Mask::new(MaskKind::Tree(&[-1, 0, -1, -1, 1]), [2, 0, 3]).unwrap();
         assert!(mask.sees(2, 3, 3, 2, 1) && !mask.sees(2, 3, 3, 2, 0));
         let Mask::Tree(tree) = mask else { panic!("not a tree") };
-        assert_eq!(tree.depth(2, 2), 2);
+        assert_eq!((tree.depth(2, 0), tree.depth(2, 2)), (1, 2));
+        assert_eq!(tree.parents(), [-1, 0, -1, -1, 1]);
+        assert_eq!(tree.path(2, 2).collect::<Vec<_>>(), [2, 1]);
     }
 
     // [S-3.10]

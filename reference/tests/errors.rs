@@ -352,6 +352,7 @@ fn page_tables() {
         error(tables.truncate(b, 0)),
         error(tables.keep(b, 0, &[])),
         error(tables.fork(b)),
+        error(tables.fork_prefix(b, 0)),
         error(tables.step(&[(b, 0)], MaskKind::Causal)),
     ];
     assert_snapshot!(unknown[0], @"sequence #1 is not in these page tables");
