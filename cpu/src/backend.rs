@@ -155,6 +155,11 @@ impl Backend for CpuBackend {
             // The exponential and the matrix library's tails may flush what is subnormal.
             flushes_subnormals: true,
             batch_invariant: problem.is_batch_invariant(),
+            // The matrix unit takes probabilities in bf16 and adds its products one by one.
+            probability: match self.instructions.row_align(problem.dtype()) {
+                1 => 0.0,
+                _ => Dtype::Bf16.unit_roundoff(),
+            },
             ..Arithmetic::f32(EXP_ERROR, BLOCK / 2)
         }
     }
@@ -178,7 +183,7 @@ impl Backend for CpuBackend {
 
     fn plan(&self, call: Planning<'_>) -> Result<CpuPlan, EngineError> {
         self.supports(call.problem)?;
-        CpuPlan::new(&call, self.threads.count())
+        CpuPlan::new(&call, self.instructions, self.threads.count())
     }
 
     fn update(&self, call: Update<'_, Self>) -> Result<(), EngineError> {

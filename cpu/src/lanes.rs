@@ -77,6 +77,10 @@ pub(crate) trait Unit: Element {
     const INTERLEAVED: bool;
     fn unit<L: Lanes>(lanes: L, x: &[Self]) -> [L::F; 2];
     fn zero() -> Self;
+    /// The same numbers, where they are bf16.
+    fn as_bf16(_: &[Self]) -> Option<&[half::bf16]> {
+        None
+    }
 }
 
 impl Unit for f32 {
@@ -106,6 +110,9 @@ impl Unit for half::bf16 {
     #[inline(always)]
     fn unit<L: Lanes>(lanes: L, x: &[half::bf16]) -> [L::F; 2] {
         lanes.unit_bf16(x)
+    }
+    fn as_bf16(x: &[half::bf16]) -> Option<&[half::bf16]> {
+        Some(x)
     }
     fn zero() -> half::bf16 {
         half::bf16::ZERO

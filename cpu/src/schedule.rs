@@ -24,6 +24,10 @@ pub(crate) struct Sizes {
     pub(crate) width_v: usize,
     /// Bytes that one token takes in the cache.
     pub(crate) token_bytes: usize,
+    /// Arithmetic operations that a thread does while a byte arrives from memory.
+    pub(crate) flops_per_byte: usize,
+    /// The rows of a head are padded to a multiple of this.
+    pub(crate) row_align: usize,
     /// Threads that will run the tasks.
     pub(crate) threads: usize,
     /// True if sums must be cut by the sequence's own length alone.
@@ -33,6 +37,10 @@ pub(crate) struct Sizes {
 /// Positions that are scored together. Ranges begin at multiples of it, so that how a block is cut
 /// depends neither on pages nor on neighbours.
 pub(crate) const BLOCK: usize = 64;
+
+/// As [`BLOCK`], for the matrix unit: sums pass through its registers once a block, and their way
+/// to the cache and back must not cost more than the products in between.
+pub(crate) const MATRIX_BLOCK: usize = 4 * BLOCK;
 
 /// Elements of `o` that a task keeps: 1 MiB, half of a common L2 cache.
 const MAX_STATE: usize = 1 << 18;
@@ -45,8 +53,11 @@ const FULL_ROWS: usize = 256;
 /// share to the others.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Fewest positions of a part: joining must stay far cheaper than attending.
+/// Fewest positions of a part.
 const MIN_PART: usize = 4 * BLOCK;
+
+/// A part's attending costs at least so many times what writing and joining its sums does.
+const PART_WORTH: usize = 32;
 
 /// Most parts of a sequence in batch-invariant mode.
 const MAX_INVARIANT_PARTS: usize = 16;
@@ -103,6 +114,11 @@ pub(crate) struct Bounds {
 }
 
 impl Sizes {
+    /// Rows that some queries take of one head, padding included.
+    fn head_rows(&self, queries: usize) -> usize {
+        queries.saturating_mul(self.group).next_multiple_of(self.row_align)
+    }
+
     /// Query tokens that a task takes at most, and the heads it takes of so many.
     fn tile(&self) -> (usize, usize) {
         let rows = MAX_STATE.div_ceil(self.width_v);
@@ -128,10 +144,17 @@ impl Sizes {
     }
 
     /// Cost of one position for a task, in bytes of memory traffic: what it reads, and its
-    /// arithmetic at the 16 operations a vector unit does while a byte arrives.
+    /// arithmetic.
     fn weight(&self, heads: usize, queries: usize) -> usize {
         let flops = 2 * heads * self.group * queries * (self.width_k + self.width_v);
-        (self.token_bytes * heads).div_ceil(self.heads) + flops / 16
+        (self.token_bytes * heads).div_ceil(self.heads) + flops / self.flops_per_byte
+    }
+
+    /// Fewest positions of a part of a tile, for joining to stay far cheaper than attending.
+    fn min_part(&self, heads: usize, queries: usize) -> usize {
+        // Every sum is written once and read once.
+        let sums = heads * self.head_rows(queries) * self.width_v * 2 * size_of::<f32>();
+        (PART_WORTH * sums / self.weight(heads, queries)).max(MIN_PART)
     }
 
     /// The most that any schedule within an extent needs.
@@ -141,12 +164,16 @@ impl Sizes {
         let queries = queries.min(extent.max_q_len).max(1);
         let limit = MAX_STATE.div_ceil(self.width_v).max(queries * self.group);
         let rows = (queries * self.group * self.heads).min(limit);
+        // Each head of a task may be padded.
+        let rows = rows + self.heads * (self.row_align - 1);
         // A tile per started run of queries, times the runs of heads it may be parted into.
         let runs = extent.sequences.saturating_add(extent.total_q / queries);
         let tiles = runs.saturating_mul(self.heads);
         let (parts, slot_rows) = if self.batch_invariant {
             let parts = invariant_parts(extent.max_kv_len);
+            // Every tile pads its heads.
             let all_rows = extent.total_q.saturating_mul(self.group * self.heads);
+            let all_rows = all_rows.saturating_add(tiles.saturating_mul(self.row_align - 1));
             let slot_rows = if parts > 1 { all_rows.saturating_mul(parts) } else { 0 };
             (tiles.saturating_mul(parts), slot_rows)
         } else {
@@ -194,12 +221,14 @@ pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &m
         } else {
             let weight = weight(&tile);
             let parts = weight.div_ceil(share).min(2 * weight / share);
-            end.div_ceil(parts.max(1)).max(MIN_PART)
+            let shortest = sizes.min_part(tile.heads.len(), tile.queries.len());
+            // As many equal parts as are long enough.
+            end.div_ceil(parts.min(end / shortest).max(1))
         };
         let length = length.next_multiple_of(BLOCK).max(BLOCK);
         // A tile that sees nothing is a task too: it writes empty rows.
         let parts = end.div_ceil(length).max(1);
-        let rows = tile.heads.len() * sizes.group * tile.queries.len();
+        let rows = tile.heads.len() * sizes.head_rows(tile.queries.len());
         let first_slot = next_slot;
         for part in 0..parts {
             let slot = (parts > 1).then_some(next_slot);
@@ -250,6 +279,8 @@ mod tests {
         width_k: 128,
         width_v: 128,
         token_bytes: 4096,
+        flops_per_byte: 16,
+        row_align: 1,
         threads: 2,
         batch_invariant: false,
     };
@@ -331,6 +362,8 @@ mod tests {
                 width_k,
                 width_v,
                 token_bytes: 2 * heads * (width_k + width_v),
+                flops_per_byte: 16,
+                row_align: if width_k % 2 == 0 { 16 } else { 1 },
                 threads,
                 batch_invariant,
             })
@@ -364,7 +397,7 @@ mod tests {
             let mut covered = std::collections::HashMap::new();
             let mut slots = Vec::new();
             for task in &schedule.tasks {
-                let rows = task.heads.len() * task.queries.len() * sizes.group;
+                let rows = task.heads.len() * sizes.head_rows(task.queries.len());
                 prop_assert!(rows <= bounds.rows && task.queries.len() <= bounds.queries);
                 prop_assert!(task.positions.start % BLOCK == 0);
                 prop_assert!(task.slot.is_none_or(|slot| slot + rows <= bounds.slot_rows));

@@ -190,3 +190,33 @@ fn dots_on_roof(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_name_every_variant_and_take_the_colour_of_the_page() {
+        let (shape, device) = (Shape::deepseek().unwrap(), "h100".parse().unwrap());
+        let point = Point { name: "measured".into(), intensity: 115.2, flops_per_s: 360e12 };
+        let figures = [
+            bytes(&shape, &[1, 2, 4, 8]).unwrap(),
+            roofline(&shape, &device, &[1, 2, 4, 8], 1, &[point]).unwrap(),
+        ];
+        for svg in &figures {
+            for variant in &shape.variants {
+                assert!(svg.contains(&format!("\n{}\n", variant.name)), "{svg}");
+            }
+            assert!(svg.contains("currentColor") && !svg.contains("#010203"), "{svg}");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+        assert!(figures[1].contains("\nmeasured\n"));
+    }
+
+    #[test]
+    fn one_degree_is_a_figure_too() {
+        let (shape, device) = (Shape::llama().unwrap(), "box:30e9:6e12".parse().unwrap());
+        assert!(bytes(&shape, &[8]).is_ok());
+        assert!(roofline(&shape, &device, &[1], 1, &[]).is_ok());
+    }
+}

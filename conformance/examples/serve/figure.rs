@@ -17,16 +17,29 @@ const INK: RGBColor = RGBColor(0x80, 0x86, 0x8b);
 /// Points of one curve: requests per second and a time.
 type Curve = Vec<(f64, f64)>;
 
-/// Two panels, the time to the first byte and the time between bytes.
+/// Height of a row of panels, and of the legend below each.
+const PANEL: u32 = 300;
+const LEGEND: u32 = 46;
+
+/// A row for each pair of variants that the paper sets against each other: the time to the first
+/// byte, and the time between bytes.
 pub(crate) fn latency(runs: &[Run]) -> Result<String, Failure> {
+    let pairs = [[LayerKind::Gqa, LayerKind::Gta], [LayerKind::Mla, LayerKind::Gla]];
+    let of = |pair: [LayerKind; 2]| -> Vec<&Run> {
+        runs.iter().filter(|run| pair.contains(&run.variant)).collect()
+    };
+    let rows: Vec<Vec<&Run>> = pairs.map(of).into_iter().filter(|row| !row.is_empty()).collect();
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, (880, 420)).into_drawing_area();
-        let (panels, legend) = area.split_vertically(372);
-        let panels = panels.split_evenly((1, 2));
-        panel(&panels[0], "time to first byte, s", runs, 1.0, |summary| summary.ttft)?;
-        panel(&panels[1], "time between bytes, ms", runs, 1e3, |summary| summary.itl)?;
-        draw_legend(&legend, runs)?;
+        let size = (880, rows.len() as u32 * (PANEL + LEGEND));
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        for (area, runs) in area.split_evenly((rows.len(), 1)).iter().zip(&rows) {
+            let (panels, legend) = area.split_vertically(PANEL);
+            let panels = panels.split_evenly((1, 2));
+            panel(&panels[0], "time to first byte, s", runs, 1.0, |summary| summary.ttft)?;
+            panel(&panels[1], "time between bytes, ms", runs, 1e3, |summary| summary.itl)?;
+            draw_legend(&legend, runs)?;
+        }
         area.present()?;
     }
     Ok(svg)
@@ -35,7 +48,7 @@ pub(crate) fn latency(runs: &[Run]) -> Result<String, Failure> {
 fn panel(
     area: &Area<'_>,
     title: &str,
-    runs: &[Run],
+    runs: &[&Run],
     unit: f64,
     value: fn(&Summary) -> Option<Percentiles>,
 ) -> Result<(), Failure> {
@@ -59,12 +72,13 @@ fn panel(
         .label_style(text(12))
         .bold_line_style(INK.mix(0.3))
         .light_line_style(TRANSPARENT)
+        .x_label_formatter(&|value| format!("{}", (value * 1e3).round() / 1e3))
         .y_label_formatter(&|value| significant(*value))
         .draw()?;
     for (variant, preemption) in curves(runs) {
         let style = colour(variant).mix(if preemption == Preemption::Swap { 0.5 } else { 1.0 });
         let curve = |pick: fn(Percentiles) -> f64| -> Curve {
-            let of = |run: &&Run| (run.variant, run.preemption) == (variant, preemption);
+            let of = |run: &&&Run| (run.variant, run.preemption) == (variant, preemption);
             let mut points: Curve = runs
                 .iter()
                 .filter(of)
@@ -83,26 +97,24 @@ fn panel(
 }
 
 /// One entry per curve, then what the strokes mean.
-fn draw_legend(area: &Area<'_>, runs: &[Run]) -> Result<(), Failure> {
-    let both = runs.iter().any(|run| run.preemption != runs[0].preemption);
+fn draw_legend(area: &Area<'_>, runs: &[&Run]) -> Result<(), Failure> {
     let mut x = 66;
     for (variant, preemption) in curves(runs) {
         let style = colour(variant).mix(if preemption == Preemption::Swap { 0.5 } else { 1.0 });
-        area.draw(&PathElement::new([(x, 20), (x + 22, 20)], style.stroke_width(2)))?;
-        area.draw(&Circle::new((x + 11, 20), 3, style.filled()))?;
+        area.draw(&PathElement::new([(x, 16), (x + 22, 16)], style.stroke_width(2)))?;
+        area.draw(&Circle::new((x + 11, 16), 3, style.filled()))?;
         let name = variant.name().to_uppercase();
-        let swap = both && preemption == Preemption::Swap;
-        let name = if swap { format!("{name} swapped") } else { name };
-        area.draw(&Text::new(name.clone(), (x + 28, 20), left(13)))?;
-        x += 48 + 9 * name.len() as i32;
+        let name = if preemption == Preemption::Swap { format!("{name} swapping") } else { name };
+        area.draw(&Text::new(name.clone(), (x + 28, 16), left(13)))?;
+        x += 44 + 8 * name.len() as i32;
     }
-    let strokes = "filled: median, hollow: 99th percentile";
-    area.draw(&Text::new(strokes, (x + 8, 20), left(13)))?;
+    area.draw(&Text::new("filled: median", (x + 16, 16), left(13)))?;
+    area.draw(&Text::new("hollow: 99th percentile", (x + 126, 16), left(13)))?;
     Ok(())
 }
 
 /// Each variant and policy once, in the order of the runs.
-fn curves(runs: &[Run]) -> Vec<(LayerKind, Preemption)> {
+fn curves(runs: &[&Run]) -> Vec<(LayerKind, Preemption)> {
     let mut curves = Vec::new();
     for run in runs {
         let curve = (run.variant, run.preemption);

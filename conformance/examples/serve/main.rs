@@ -50,8 +50,8 @@ fn run(options: &Options) -> Result<(), Failure> {
         let model = Model::load(&models.join(format!("{variant}.safetensors")))?;
         let pool = pool(options, &model)?;
         for &preemption in &options.preempt {
-            for (rate, arrivals) in &loads {
-                let run = serve(options, &backend, &model, pool, preemption, *rate, arrivals)?;
+            for load in &loads {
+                let run = serve(options, &backend, &model, pool, preemption, load)?;
                 if !options.json {
                     report::print(&run);
                 }
@@ -71,16 +71,25 @@ fn run(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is to be served.
+struct Load {
+    /// Requests per second; `None` for a trace.
+    rate: Option<f64>,
+    arrivals: Vec<Arrival>,
+}
+
 /// The workload at each rate, or the one of a trace.
-fn loads(options: &Options) -> Result<Vec<(Option<f64>, Vec<Arrival>)>, Failure> {
+fn loads(options: &Options) -> Result<Vec<Load>, Failure> {
     let named = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     if let Some(path) = &options.trace {
         let trace = std::fs::read_to_string(path).map_err(|error| named(path, &error))?;
-        return Ok(vec![(None, read_trace(&trace).map_err(|error| named(path, &error))?)]);
+        let arrivals = read_trace(&trace).map_err(|error| named(path, &error))?;
+        return Ok(vec![Load { rate: None, arrivals }]);
     }
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/heldout.txt"));
     let text = std::fs::read(path).map_err(|error| named(path, &error))?;
-    let load = |&rate| Ok((Some(rate), options.poisson(rate).arrivals(&text)?));
+    let load =
+        |&rate| Ok(Load { rate: Some(rate), arrivals: options.poisson(rate).arrivals(&text)? });
     options.rate.iter().map(load).collect()
 }
 
@@ -93,10 +102,8 @@ fn pool(options: &Options, model: &Model) -> Result<Pool, Failure> {
     let pages = options.budget / page_bytes;
     if pages == 0 {
         let (budget, kind) = (options.budget, model.kind());
-        return Err(format!(
-            "a budget of {budget} bytes has no room for one page of {kind}, {page_bytes} bytes"
-        )
-        .into());
+        let page = format!("one page of {kind}, {page_bytes} bytes");
+        return Err(format!("a budget of {budget} bytes has no room for {page}").into());
     }
     Ok(Pool { pages, page_size: options.page_size, token_bytes })
 }
@@ -107,13 +114,13 @@ fn serve(
     model: &Model,
     pool: Pool,
     preemption: Preemption,
-    rate: Option<f64>,
-    arrivals: &[Arrival],
+    load: &Load,
 ) -> Result<Run, Failure> {
     let decoder = Decoder::new(model, backend, options.dtype, pool.page_size, pool.pages)?;
+    let Load { rate, arrivals } = load;
     let (budget, speculate) = (options.chunk, options.speculate);
     let mut server = Server::new(decoder, ServerOptions { budget, speculate, preemption })?;
-    let bar = progress(model.kind(), rate, arrivals.len());
+    let bar = progress(model.kind(), *rate, arrivals.len());
     let replay = replay(&mut server, arrivals, &mut WallClock::start(), |gauge, done| {
         bar.set_position(done as u64);
         bar.set_message(format!(
@@ -126,7 +133,7 @@ fn serve(
     Ok(Run {
         variant: model.kind(),
         preemption,
-        rate,
+        rate: *rate,
         pool,
         summary: Summary::new(&replay),
         counters: replay.counters,

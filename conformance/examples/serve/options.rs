@@ -22,12 +22,12 @@ pub(crate) struct Options {
     pub(crate) backend: String,
 
     /// Requests per second; several rates, separated by commas, give a curve
-    #[arg(long, visible_alias = "rates", value_delimiter = ',', default_value = "1")]
+    #[arg(long, visible_alias = "rates", value_delimiter = ',', default_value = "1,2,4")]
     #[arg(value_parser = rate)]
     pub(crate) rate: Vec<f64>,
 
     /// Requests to serve
-    #[arg(long, default_value_t = 24, value_parser = positive)]
+    #[arg(long, default_value_t = 32, value_parser = positive)]
     pub(crate) requests: usize,
 
     /// Decides arrivals, prompts, lengths and draws
