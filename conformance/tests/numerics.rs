@@ -285,12 +285,15 @@ proptest! {
         alpha in 0.0..0.5,
         beta in 0.0..0.9,
     ) {
-        let sum = |f: &dyn Fn(&(f64, f64, f64, f64)) -> f64| terms.iter().map(f).sum::<f64>();
-        let total = sum(&|(p, ..)| *p);
-        let o = sum(&|(p, v, ..)| p * v) / total;
-        let envelope = sum(&|(p, v, ..)| p * v.abs()) / total;
-        let numerator = sum(&|(p, v, a, _)| p * (1.0 + alpha * a) * v);
-        let normaliser = sum(&|(p, _, _, b)| p * (1.0 + beta * b));
+        let [mut total, mut o, mut envelope, mut numerator, mut normaliser] = [0.0; 5];
+        for (p, v, a, b) in terms {
+            total += p;
+            o += p * v;
+            envelope += p * v.abs();
+            numerator += p * (1.0 + alpha * a) * v;
+            normaliser += p * (1.0 + beta * b);
+        }
+        let (o, envelope) = (o / total, envelope / total);
         let error = (numerator / normaliser - o).abs();
         prop_assert!(error <= (alpha * envelope + beta * o.abs()) / (1.0 - beta) + 1e-12);
     }
