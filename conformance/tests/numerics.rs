@@ -281,11 +281,11 @@ proptest! {
     // [S-7.11]
     #[test]
     fn a_quotient_of_perturbed_sums_obeys_the_lemma(
-        terms in prop::collection::vec((0.01..1.0, -10.0..10.0, -1.0..1.0, -1.0..1.0), 1..20),
+        terms in prop::collection::vec((0.01..1.0, -10.0..10.0_f64, -1.0..1.0, -1.0..1.0), 1..20),
         alpha in 0.0..0.5,
         beta in 0.0..0.9,
     ) {
-        let [mut total, mut o, mut envelope, mut numerator, mut normaliser] = [0.0; 5];
+        let [mut total, mut o, mut envelope, mut numerator, mut normaliser] = [0.0_f64; 5];
         for (p, v, a, b) in terms {
             total += p;
             o += p * v;
