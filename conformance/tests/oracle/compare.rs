@@ -46,7 +46,7 @@ fn the_exact_result_passes_under_every_arithmetic() {
     }
 }
 
-/// The definition of the rounding that each arithmetic allows is what the outputs suffer.
+/// Rounding an output is allowed where its format or the stated arithmetic says so `[S-7.18]`.
 #[test]
 fn a_rounded_result_passes_where_the_rounding_is_stated() {
     let folder = folder();
@@ -65,6 +65,7 @@ fn a_rounded_result_passes_where_the_rounding_is_stated() {
     assert_eq!(judged(&folder, "--arithmetic f64", widened).status, 1);
 }
 
+// [S-1.1]
 #[test]
 fn the_worst_element_is_named() {
     let folder = folder();
