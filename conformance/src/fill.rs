@@ -36,7 +36,7 @@ pub enum Fill {
     Infinity(Place),
     /// Gaussian with a NaN in the first query of each sequence, in its first head.
     NanQuery,
-    /// Queries and rows that trained models computed: see [`States`].
+    /// Queries and rows that trained models computed: see `states.rs`.
     States,
 }
 
