@@ -78,7 +78,7 @@ impl Place {
 }
 
 impl Fill {
-    /// True if the numbers are in general position, so that the sharp bound holds `[S-7.22]`.
+    /// True if wide enough keys are in general position: see [`Case::general_position`].
     ///
     /// Needles are not: beside one, thousands of ordinary weights lie below half a unit in the last
     /// place of the sum, and adding one loses it whole. Such errors have one sign and do not
