@@ -140,10 +140,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Attention of a step's queries over a cache.
     ///
     /// It must not allocate (the reference may), and on a device must neither wait nor copy to the
-    /// host. It must write
-    /// the first `total_q` rows of `o` and `lse` and leave the rest as it is. In the problem's
-    /// batch-invariant mode the bits of a sequence's result must not depend on the other sequences
-    /// of the step, on page ids or on the page size.
+    /// host. It must write the first `total_q` rows of `o` and `lse` and leave the rest as it is.
+    /// In the problem's batch-invariant mode the bits of a sequence's result must not depend on the
+    /// other sequences of the step, on page ids or on the page size.
     ///
     /// # Errors
     /// A failing device.
