@@ -159,3 +159,15 @@ fn general_position_is_sharper() {
     assert_eq!(judged(&folder, &format!("{words} --general-position"), off).status, 1);
     assert_eq!(judged(&folder, &format!("{words} --general-position"), |exact| exact).status, 0);
 }
+
+/// A verdict about nothing is not a pass `[S-7.3]`.
+#[test]
+fn an_arithmetic_without_a_bound_judges_nothing() {
+    let folder = folder();
+    let ran = judged(&folder, "--arithmetic f32 --vector 0.5", |exact| exact);
+    assert_eq!((ran.status, ran.stdout.as_str()), (2, ""));
+    insta::assert_snapshot!(ran.stderr, @r"
+    note: 12 rows are outside the domain of the bounds, and not judged
+    error: nothing could be judged: the stated arithmetic implies no bound for any row
+    ");
+}
