@@ -22,6 +22,7 @@
 //! anything. A NaN or infinity that a row sees spreads as IEEE arithmetic spreads it, within that
 //! row alone.
 
+use crate::backend::CacheInfo;
 use crate::engine::ReferenceCache;
 use crate::pages::Slot;
 use crate::problem::Problem;
@@ -68,12 +69,16 @@ impl RowStats {
 /// Attention of the queries `[total_q, h_q, width_k]` of a step over a cache.
 ///
 /// # Panics
-/// If the queries are not `total_q * h_q * width_k` numbers, or a page id of the step is not a
-/// page of the cache: [`Attend`](crate::Attend) checks both for callers.
+/// If the queries are not `total_q * h_q * width_k` numbers, the cache has other rows than the
+/// problem or other pages than the step, or a page id of the step is not a page of the cache:
+/// [`Attend`](crate::Attend) checks all of it for callers.
 pub fn attend(problem: &Problem, step: &Step, q: &[f64], cache: &ReferenceCache) -> Attended {
     let geometry = problem.geometry();
     let (h_q, width_k, width_v) = (geometry.h_q(), geometry.width_k(), geometry.width_v());
     assert_eq!(q.len(), step.total_q() * h_q * width_k, "queries are [total_q, h_q, width_k]");
+    let layout = cache.layout();
+    assert_eq!(layout.geometry().row(), geometry.row(), "rows of the cache and of the problem");
+    assert_eq!(layout.page_size(), step.page_size(), "page sizes of the cache and of the step");
     let rows = step.total_q() * h_q;
     let mut out = Attended {
         o: vec![0.0; rows * width_v],

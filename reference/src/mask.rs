@@ -51,13 +51,41 @@ impl Tree {
     /// Tokens between a draft token and its root, the root counted: 1 for a root.
     ///
     /// `draft` is the first query of the sequence in the batch, `t` the token local to it.
+    ///
+    /// # Panics
+    /// If `draft + t` is not a query of the batch.
     pub fn depth(&self, draft: usize, t: usize) -> usize {
         self.path(draft, t).count()
     }
 
     /// `t` and its ancestors, from the token up to its root, local to the draft.
+    ///
+    /// # Panics
+    /// While iterating, if `draft + t` is not a query of the batch.
     pub fn path(&self, draft: usize, t: usize) -> impl Iterator<Item = usize> + '_ {
         std::iter::successors(Some(t), move |&t| usize::try_from(self.parents[draft + t]).ok())
+    }
+
+    /// Checks that the parents are drafts of these lengths, one after another.
+    pub(crate) fn check(&self, q_lens: impl IntoIterator<Item = usize>) -> Result<(), InvalidMask> {
+        let given = self.parents.len();
+        let mut draft = 0_usize;
+        for (sequence, q_len) in q_lens.into_iter().enumerate() {
+            // Lengths past the parents, or past usize, only have to leave the sum wrong.
+            let end = draft.saturating_add(q_len);
+            let own = &self.parents[draft.min(given)..end.min(given)];
+            for (token, &parent) in own.iter().enumerate() {
+                // A smaller index both rules out cycles and lets one pass form every path.
+                if parent < -1 || i64::from(parent) >= token as i64 {
+                    return Err(InvalidMask::Parent { sequence, token, parent });
+                }
+            }
+            draft = end;
+        }
+        if draft != given {
+            return Err(InvalidMask::ParentCount { expected: draft, got: given });
+        }
+        Ok(())
     }
 }
 
@@ -76,25 +104,9 @@ impl Mask {
             MaskKind::Full => return Ok(Mask::Full),
             MaskKind::Tree(parents) => parents,
         };
-        let mut draft = 0;
-        let mut overrun = false;
-        for (sequence, q_len) in q_lens.into_iter().enumerate() {
-            for token in 0..q_len {
-                let Some(&parent) = parents.get(draft + token) else {
-                    overrun = true;
-                    break;
-                };
-                // A smaller index both rules out cycles and lets one pass form every path.
-                if parent < -1 || parent >= token as i32 {
-                    return Err(InvalidMask::Parent { sequence, token, parent });
-                }
-            }
-            draft += q_len;
-        }
-        if overrun || draft != parents.len() {
-            return Err(InvalidMask::ParentCount { expected: draft, got: parents.len() });
-        }
-        Ok(Mask::Tree(Tree { parents: parents.to_vec() }))
+        let tree = Tree { parents: parents.to_vec() };
+        tree.check(q_lens)?;
+        Ok(Mask::Tree(tree))
     }
 
     /// True if query `t` of a sequence may see cached position `j < kv_len`.

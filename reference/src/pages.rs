@@ -34,6 +34,19 @@ pub struct RowCopy {
     pub rows: usize,
 }
 
+/// `2 rows from row 0 of page 7 to row 1 of page 3`.
+impl fmt::Display for RowCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RowCopy { from, to, rows } = self;
+        let (page, to_page) = (from.page.0, to.page.0);
+        write!(
+            f,
+            "{rows} rows from row {} of page {page} to row {} of page {to_page}",
+            from.row, to.row
+        )
+    }
+}
+
 /// A sequence of [`PageTables`]. Handles are never reused within one set of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
@@ -324,8 +337,8 @@ impl PageTables {
     /// are the ones to append: positions `len - q_len .. len`.
     ///
     /// # Errors
-    /// An unknown sequence, one listed twice, more queries than tokens, writes into a page that
-    /// another sequence uses, what [`Step::new`] rejects.
+    /// An unknown sequence, one listed twice with queries, more queries than tokens, writes into a
+    /// page that another sequence uses, what [`Step::new`] rejects.
     pub fn step(
         &self,
         queries: &[(SequenceId, usize)],

@@ -116,11 +116,10 @@ impl Step {
         for (index, sequence) in sequences.iter().enumerate() {
             step.push(index, sequence)?;
         }
-        if let Mask::Tree(tree) = &step.mask
-            && tree.parents().len() != step.total_q()
-        {
-            let (expected, got) = (step.total_q(), tree.parents().len());
-            return Err(InvalidMask::ParentCount { expected, got }.into());
+        // The mask may have been made for other lengths of the same sum, and a parent that is legal
+        // there may be its own ancestor here.
+        if let Mask::Tree(tree) = &step.mask {
+            tree.check(sequences.iter().map(|sequence| sequence.q_len))?;
         }
         Ok(step)
     }
@@ -198,10 +197,12 @@ impl Step {
                 return Err(InvalidStep::PageId { sequence: index, page: write.slot.page });
             }
         }
-        let mut cells: Vec<Slot> = writes.iter().map(|write| write.slot).collect();
+        let mut cells: Vec<(Slot, usize)> =
+            writes.iter().enumerate().map(|(index, write)| (write.slot, index)).collect();
         cells.sort_unstable();
-        if let Some(pair) = cells.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(InvalidStep::WrittenTwice { slot: pair[0] });
+        if let Some(pair) = cells.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let (slot, writes) = (pair[0].0, [pair[0].1, pair[1].1]);
+            return Err(InvalidStep::WrittenTwice { slot, writes });
         }
         if writes.len() > i32::MAX as usize {
             return Err(InvalidStep::TooManyWrites { writes: writes.len() });
@@ -259,6 +260,9 @@ impl Step {
     }
 
     /// The cell of a cached position `[S-4.3]`.
+    ///
+    /// # Panics
+    /// If the position is in no page of the sequence, or the span is of another step.
     pub fn slot(&self, span: &Span, position: usize) -> Slot {
         debug_assert!(position < span.kv_len);
         Slot { page: self.pages(span)[position / self.page_size], row: position % self.page_size }
@@ -344,10 +348,14 @@ pub enum InvalidStep {
         page_size: usize,
     },
     /// Two writes of one step go to one cell.
-    #[error("two rows would be written to row {} of page {}", slot.row, slot.page.0)]
+    #[error(
+        "writes {} and {} both go to row {} of page {}", writes[0], writes[1], slot.row, slot.page.0
+    )]
     WrittenTwice {
         /// The cell.
         slot: Slot,
+        /// Indices of the two writes, the earlier first.
+        writes: [usize; 2],
     },
     /// Counts are 31 bits wide on devices.
     #[error("a step of {writes} writes")]

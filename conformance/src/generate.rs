@@ -1,0 +1,3 @@
+//! Where cases come from.
+
+pub mod corpus;
