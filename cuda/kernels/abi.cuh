@@ -117,18 +117,27 @@ struct Merge {
 };
 static_assert(sizeof(Merge) == 32, "mirrored in abi.rs");
 
+// Lanes with at most this many parts are merged by a warp a row, others by a CTA a row.
+constexpr i32 FEW_PARTS = 8;
+
+struct MergeCounts {
+  i32 few;   // merges[0 .. few]
+  i32 many;  // merges[merge_capacity - many .. merge_capacity], the first of them last
+};
+static_assert(sizeof(MergeCounts) == 8, "mirrored in abi.rs");
+
 // Written by the host, or by schedule.cu inside a graph; read by attention and combine.
 struct Schedule {
   const i32* team_pieces;  // [teams + 1] first piece of each team
   const Piece* pieces;     // [batch + teams] at most (balanced)
-  const i32* merge_count;  // [1]
-  const Merge* merges;     // [merge_count]
+  const MergeCounts* merge_counts;
+  const Merge* merges;  // [merge_capacity]
   i32 teams;
   i32 team;
   i32 head_blocks;
   i32 item_heads;
   i32 item_rows;
-  i32 reserved;
+  i32 merge_capacity;
 };
 static_assert(sizeof(Schedule) == 56, "mirrored in abi.rs");
 
@@ -209,7 +218,8 @@ static_assert(sizeof(TensorMap) == 128 && alignof(TensorMap) == 64, "CUtensorMap
 // T = teams. So a sequence's bits depend on its own length alone.
 //
 // Parts of a cut sequence are numbered in token order; slots are given out to cut sequences in batch
-// order, lanes(b) * parts(b) to each; merges are listed in (sequence, lane) order.
+// order, lanes(b) * parts(b) to each; merges are listed in (sequence, lane) order, those of more than
+// FEW_PARTS parts from the end of the list backwards.
 enum class Split : i32 { BALANCED = 0, INVARIANT = 1 };
 
 struct Scheduling {
@@ -217,8 +227,8 @@ struct Scheduling {
   const i32* kv_lens;   // [batch]
   i32* team_pieces;     // [teams + 1]
   Piece* pieces;        // [piece_capacity]
-  i32* merge_count;     // [1]
-  Merge* merges;        // [merge_capacity]
+  MergeCounts* merge_counts;
+  Merge* merges;  // [merge_capacity]
   u32* status;
   i32 batch;
   i32 group;

@@ -19,7 +19,6 @@
 using T = Element<GA_DTYPE>;
 using Stored = T::Stored;
 
-constexpr i32 WIDTH_K = GA_N + GA_R;
 constexpr i32 WIDTH_V = GA_S;
 
 constexpr i32 CHUNK = 128;  // positions, and threads

@@ -1,5 +1,5 @@
-//! Mirrors of the structs in kernels/abi.cuh and kernels/abi_portable.cuh. Addresses are on the device, strides count
-//! elements; sizes are asserted on both sides.
+//! Mirrors of the structs in kernels/abi.cuh and kernels/abi_portable.cuh. Addresses are on the
+//! device, strides count elements; sizes are asserted on both sides.
 
 use crate::driver::Address;
 
@@ -108,19 +108,30 @@ pub(crate) struct LaneMerge {
 }
 const _: () = assert!(size_of::<LaneMerge>() == 32);
 
+/// Lanes with at most this many parts come first in the list of merges, the others last.
+pub(crate) const FEW_PARTS: usize = 8;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct MergeCounts {
+    pub(crate) few: i32,
+    pub(crate) many: i32,
+}
+const _: () = assert!(size_of::<MergeCounts>() == 8);
+
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Schedule {
     pub(crate) team_pieces: Address,
     pub(crate) pieces: Address,
-    pub(crate) merge_count: Address,
+    pub(crate) merge_counts: Address,
     pub(crate) merges: Address,
     pub(crate) teams: i32,
     pub(crate) team: i32,
     pub(crate) head_blocks: i32,
     pub(crate) item_heads: i32,
     pub(crate) item_rows: i32,
-    pub(crate) reserved: i32,
+    pub(crate) merge_capacity: i32,
 }
 const _: () = assert!(size_of::<Schedule>() == 56);
 

@@ -12,15 +12,15 @@ use crate::jit::{Instance, architecture, build};
 use crate::launch::{Kernel, Order};
 use crate::memory::DeviceBuffer;
 use crate::nvrtc::Compiler;
-use crate::plan::{Attention, CudaPlan, PlannedMask, Tiled};
+use crate::plan::{Attention, CudaPlan, Tiled, mask_code};
 use crate::resident::{Layout, Resident, Sizes};
 use crate::schedule::{Bounds, Schedule, Scheduler, Split};
 use crate::stream::Stream;
 use crate::tensor::CudaTensor;
 use grouped_attention::{
     Append, Arithmetic, Attend, Backend, CacheInfo, CacheLayout, CopyRows, Dtype, EngineError,
-    Extent, HostTensor, Identity, Merge, Planned, Planning, Problem, RopeStyle, Row, RowCopy,
-    Status, TensorInfo, Unsupported, Update, Upload, Values, ValuesMut,
+    Extent, HostTensor, Identity, Merge, Planned, Planning, Problem, ReadRows, RopeStyle, Row,
+    RowCopy, Slot, Status, Step, TensorInfo, Unsupported, Update, Upload, Values, ValuesMut,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -219,12 +219,13 @@ impl CudaBackend {
         Ok(Attention::Tiled(Tiled { kernel, combine, scheduler, partials }))
     }
 
-    fn write(&self, plan: &mut CudaPlan, step: &grouped_attention::Step) -> Result<(), EngineError> {
+    fn write(&self, plan: &mut CudaPlan, step: &Step) -> Result<(), EngineError> {
         if let Some(scheduler) = plan.attention.scheduler() {
             scheduler.schedule(step.spans(), &mut plan.schedule);
         }
         let rope = plan.planned.problem().rope();
-        plan.resident.write(&self.stream, step, &plan.schedule, rope)?;
+        plan.mask = mask_code(&plan.planned, step.mask());
+        plan.resident.write(&self.stream, step, &plan.schedule, rope, plan.mask)?;
         Ok(())
     }
 }
@@ -333,17 +334,11 @@ impl Backend for CudaBackend {
     }
 
     fn arithmetic(&self, problem: &Problem) -> Arithmetic {
-        let anything = Extent {
-            sequences: 1,
-            total_q: 1,
-            max_q_len: 1,
-            max_kv_len: 0,
-            writes: 0,
-        };
+        let anything = Extent { sequences: 1, total_q: 1, max_q_len: 1, max_kv_len: 0, writes: 0 };
         let limit = self.shared.device.shared_bytes();
         // Whether a kernel is found depends on the smallest shape alone, which q_len 1 has too.
-        let tiled = self.kernels == Kernels::Portable
-            && portable(problem, &anything, limit).is_some();
+        let tiled =
+            self.kernels == Kernels::Portable && portable(problem, &anything, limit).is_some();
         let arithmetic = if tiled {
             Arithmetic {
                 // Matrix units truncate what they add.
@@ -378,11 +373,7 @@ impl Backend for CudaBackend {
 
     fn upload(&self, call: Upload<'_, Self>) -> Result<(), EngineError> {
         self.check_device(&call.tensor.device, "tensor")?;
-        let bytes = match call.host.values() {
-            Values::F32(values) => values.as_ptr().cast::<u8>(),
-            Values::F16(values) => values.as_ptr().cast(),
-            Values::Bf16(values) => values.as_ptr().cast(),
-        };
+        let bytes = pointer(call.host.values());
         let (starts, run) = call.tensor.runs();
         let size = call.tensor.dtype().bytes();
         for (index, start) in starts.iter().enumerate() {
@@ -400,11 +391,7 @@ impl Backend for CudaBackend {
         self.check_device(&tensor.device, "tensor")?;
         let mut host = HostTensor::zeros(tensor.dtype(), tensor.shape())
             .map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
-        let bytes = match host.values_mut() {
-            ValuesMut::F32(values) => values.as_mut_ptr().cast::<u8>(),
-            ValuesMut::F16(values) => values.as_mut_ptr().cast(),
-            ValuesMut::Bf16(values) => values.as_mut_ptr().cast(),
-        };
+        let bytes = pointer_mut(host.values_mut());
         let (starts, run) = tensor.runs();
         let size = tensor.dtype().bytes();
         for (index, start) in starts.iter().enumerate() {
@@ -446,14 +433,13 @@ impl Backend for CudaBackend {
         }
         let (problem, capacity) = (call.problem, *planned.capacity());
         let attention = self.attention(problem, &capacity, |bounds| bounds.slots)?;
-        let mask = PlannedMask::new(call.step.mask(), &capacity);
+        let mask = mask_code(&planned, call.step.mask());
         let nothing = Bounds { pieces: 0, merges: 0, slots: 0 };
         let sizes = Sizes {
             page_size: planned.page_size(),
             teams: attention.scheduler().map_or(0, |scheduler| scheduler.teams),
             bounds: attention.scheduler().map_or(nothing, |found| found.bounds(&capacity)),
             pairs: problem.rope().map_or(0, |rope| rope.width() / 2),
-            tree: mask == PlannedMask::Words,
         };
         let layout = Layout::new(&capacity, &sizes)?;
         let resident = Resident::new(&self.stream, layout, capacity.sequences)?;
@@ -467,13 +453,8 @@ impl Backend for CudaBackend {
 
     fn update(&self, call: Update<'_, Self>) -> Result<(), EngineError> {
         self.check_device(&call.plan.device, "plan")?;
-        if !call.plan.mask.takes(call.step.mask()) {
-            return Err(other("another kind of mask in a plan for more than 64 queries".into()));
-        }
-        let planned = call.planned();
-        self.write(call.plan, call.step)?;
-        call.plan.planned = planned;
-        Ok(())
+        call.plan.planned = call.planned();
+        self.write(call.plan, call.step)
     }
 
     fn append(&self, call: Append<'_, Self>) -> Result<(), EngineError> {
@@ -484,8 +465,11 @@ impl Backend for CudaBackend {
             self.check_tensor(second, "second")?;
         }
         let argument = append_argument(&call);
-        let elements: usize =
-            argument.part.iter().map(|part| (part.heads * part.width).unsigned_abs() as usize).sum();
+        let elements: usize = argument
+            .part
+            .iter()
+            .map(|part| (part.heads * part.width).unsigned_abs() as usize)
+            .sum();
         let work = call.plan.planned.write_rows() * elements;
         let blocks = self.blocks(work.div_ceil(256));
         // SAFETY: plan, cache and tensors are of this device and outlive the launch, since freeing
@@ -500,6 +484,12 @@ impl Backend for CudaBackend {
             self.copy_one(call.cache, copy)?;
         }
         Ok(())
+    }
+
+    fn read_rows(&self, call: ReadRows<'_, Self>) -> Result<[HostTensor; 2], EngineError> {
+        self.check_device(&call.cache.device, "cache")?;
+        let first = self.read_part(call.cache, call.slots, 0)?;
+        Ok([first, self.read_part(call.cache, call.slots, 1)?])
     }
 
     fn attend(&self, call: Attend<'_, Self>) -> Result<(), EngineError> {
@@ -619,6 +609,34 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// One part of the rows at `slots`, `[slots, h, width]` or `[slots, r]`.
+    fn read_part(
+        &self,
+        cache: &CudaCache,
+        slots: &[Slot],
+        which: usize,
+    ) -> Result<HostTensor, EngineError> {
+        let (part, dtype) = (cache.parts()[which], cache.layout().dtype());
+        let (heads, width) = cache.part_widths()[which];
+        let shape = [&[slots.len()], &cache.layout().part_shapes()[which][2..]].concat();
+        let mut host = HostTensor::zeros(dtype, &shape)
+            .map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
+        let bytes = pointer_mut(host.values_mut());
+        let size = dtype.bytes();
+        for (index, slot) in slots.iter().enumerate() {
+            let row = part.row(slot.page.0 as usize, slot.row, size);
+            for head in 0..heads {
+                let from = row + (head * part.head_stride * size) as u64;
+                let to = bytes.wrapping_add((index * heads + head) * width * size).cast();
+                // SAFETY: the call has checked the slots, the tensor has a place for each, and the
+                // copies are waited for below.
+                unsafe { self.stream.copy_to_host(to, from, width * size) }?;
+            }
+        }
+        self.stream.synchronize()?;
+        Ok(host)
+    }
+
     fn copy_one(&self, cache: &CudaCache, copy: &RowCopy) -> Result<(), EngineError> {
         let size = cache.layout().dtype().bytes();
         for (part, (heads, width)) in cache.parts().iter().zip(cache.part_widths()) {
@@ -630,9 +648,7 @@ impl CudaBackend {
             let (blocks, width) = if dense { (1, heads * width) } else { (heads, width) };
             for block in 0..blocks {
                 let offset = (block * part.head_stride * size) as u64;
-                let row = |slot: grouped_attention::Slot| {
-                    part.row(slot.page.0 as usize, slot.row, size) + offset
-                };
+                let row = |slot: Slot| part.row(slot.page.0 as usize, slot.row, size) + offset;
                 let pitch = part.token_stride * size;
                 let (from, to) = (row(copy.from), row(copy.to));
                 let rectangle = rectangle(from, to, pitch, width * size, copy.rows);
@@ -641,6 +657,22 @@ impl CudaBackend {
             }
         }
         Ok(())
+    }
+}
+
+fn pointer(values: &Values) -> *const u8 {
+    match values {
+        Values::F32(values) => values.as_ptr().cast(),
+        Values::F16(values) => values.as_ptr().cast(),
+        Values::Bf16(values) => values.as_ptr().cast(),
+    }
+}
+
+fn pointer_mut(values: ValuesMut<'_>) -> *mut u8 {
+    match values {
+        ValuesMut::F32(values) => values.as_mut_ptr().cast(),
+        ValuesMut::F16(values) => values.as_mut_ptr().cast(),
+        ValuesMut::Bf16(values) => values.as_mut_ptr().cast(),
     }
 }
 
@@ -754,7 +786,7 @@ fn batch_argument(plan: &CudaPlan, cache: &CudaCache) -> abi::Batch {
         batch: plan.planned.capacity().sequences as i32,
         pages: cache.layout().pages() as i32,
         page_size: plan.planned.page_size() as i32,
-        mask: plan.mask.code(),
+        mask: plan.mask,
     }
 }
 
@@ -766,14 +798,14 @@ fn schedule_argument(plan: &CudaPlan) -> abi::Schedule {
     abi::Schedule {
         team_pieces: resident.address(&layout.team_pieces),
         pieces: resident.address(&layout.pieces),
-        merge_count: resident.address(&layout.merge_count),
+        merge_counts: resident.address(&layout.merge_counts),
         merges: resident.address(&layout.merges),
         teams: scheduler.teams as i32,
         team: scheduler.team as i32,
         head_blocks: scheduler.head_blocks as i32,
         item_heads: 1,
         item_rows: scheduler.item_rows as i32,
-        reserved: 0,
+        merge_capacity: layout.max_merges as i32,
     }
 }
 

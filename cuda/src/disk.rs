@@ -33,9 +33,9 @@ impl Hasher {
 
     fn bytes(self, bytes: &[u8]) -> Hasher {
         const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-        Hasher(bytes.iter().fold(self.0, |hash, &byte| {
-            (hash ^ u128::from(byte)).wrapping_mul(PRIME)
-        }))
+        Hasher(
+            bytes.iter().fold(self.0, |hash, &byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME)),
+        )
     }
 
     pub(crate) fn finish(self) -> u128 {

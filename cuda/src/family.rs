@@ -80,7 +80,8 @@ pub(crate) fn naive(problem: &Problem) -> Choice {
 
 /// The kernel that merges the parts of sequences that were cut.
 pub(crate) fn combine(problem: &Problem) -> Choice {
-    let constants = vec![("GA_BF16", usize::from(problem.dtype() == Dtype::Bf16))];
+    let bf16 = usize::from(problem.dtype() == Dtype::Bf16);
+    let constants = vec![("GA_DV", problem.geometry().width_v()), ("GA_BF16", bf16)];
     Choice { instance: Instance { kernel: "combine", constants }, threads: 256, shared_bytes: 0 }
 }
 

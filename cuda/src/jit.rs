@@ -91,9 +91,8 @@ mod tests {
 
     #[test]
     fn the_key_tells_apart_whatever_changes_the_code() {
-        let options = |n: usize| {
-            Instance { kernel: "naive", constants: vec![("GA_N", n)] }.options("sm_80")
-        };
+        let options =
+            |n: usize| Instance { kernel: "naive", constants: vec![("GA_N", n)] }.options("sm_80");
         let keys = [
             key((13, 0), "naive", &options(1)),
             key((13, 0), "naive", &options(2)),

@@ -87,9 +87,7 @@ impl Kernel {
         self.device.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", |api| {
             let threads = self.threads as c_int;
             // SAFETY: `blocks` is a place for one integer, and the function is loaded.
-            unsafe {
-                (api.occupancy)(&raw mut blocks, self.function, threads, self.shared_bytes)
-            }
+            unsafe { (api.occupancy)(&raw mut blocks, self.function, threads, self.shared_bytes) }
         })?;
         Ok(blocks.unsigned_abs() as usize)
     }

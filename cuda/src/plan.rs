@@ -7,7 +7,7 @@ use crate::launch::Kernel;
 use crate::memory::DeviceBuffer;
 use crate::resident::Resident;
 use crate::schedule::{Schedule, Scheduler};
-use grouped_attention::{Extent, Mask, PlanInfo, Planned};
+use grouped_attention::{Mask, PlanInfo, Planned};
 use std::sync::Arc;
 
 /// The plan of a step on a CUDA device.
@@ -21,7 +21,7 @@ pub struct CudaPlan {
     pub(crate) resident: Resident,
     pub(crate) attention: Attention,
     pub(crate) append: Arc<Kernel>,
-    pub(crate) mask: PlannedMask,
+    pub(crate) mask: MaskCode,
     /// Host memory for schedules, reused by every update.
     pub(crate) schedule: Schedule,
 }
@@ -60,47 +60,18 @@ impl Attention {
     }
 }
 
-/// How a plan's kernels are told the mask. The kind is an argument of captured launches, so it must
-/// not change where plans are replayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PlannedMask {
-    /// No sequence ever has two queries: every mask shows all of the cache.
-    Full,
-    /// Words per query, which can say any mask.
-    Words,
-    /// The kind itself. Words for long drafts would outweigh the queries.
-    Kind(MaskCode),
-}
-
-impl PlannedMask {
-    /// Longest draft whose mask is always kept as words.
-    const MAX_DRAFT: usize = 64;
-
-    pub(crate) fn new(mask: &Mask, capacity: &Extent) -> PlannedMask {
-        match (mask, capacity.max_q_len) {
-            (_, 0 | 1) => PlannedMask::Full,
-            (_, ..=Self::MAX_DRAFT) | (Mask::Tree(_), _) => PlannedMask::Words,
-            (Mask::Causal, _) => PlannedMask::Kind(MaskCode::Causal),
-            (Mask::Full, _) => PlannedMask::Kind(MaskCode::Full),
-        }
-    }
-
-    /// True if a step with this mask can be written to the plan.
-    pub(crate) fn takes(self, mask: &Mask) -> bool {
-        match (self, mask) {
-            (PlannedMask::Full | PlannedMask::Words, _) => true,
-            (PlannedMask::Kind(kind), Mask::Causal) => kind == MaskCode::Causal,
-            (PlannedMask::Kind(kind), Mask::Full) => kind == MaskCode::Full,
-            (PlannedMask::Kind(_), Mask::Tree(_)) => false,
-        }
-    }
-
-    pub(crate) fn code(self) -> MaskCode {
-        match self {
-            PlannedMask::Full => MaskCode::Full,
-            PlannedMask::Words => MaskCode::Tree,
-            PlannedMask::Kind(kind) => kind,
-        }
+/// How kernels are told a mask. Words of a tree can say any mask.
+///
+/// The kind is an argument of recorded launches, so where they are replayed it must not depend on
+/// the step.
+pub(crate) fn mask_code(planned: &Planned, mask: &Mask) -> MaskCode {
+    match mask {
+        // Every mask shows a single query all of its cache.
+        _ if planned.capacity().max_q_len <= 1 => MaskCode::Full,
+        _ if planned.is_replayed() => MaskCode::Tree,
+        Mask::Tree(_) => MaskCode::Tree,
+        Mask::Causal => MaskCode::Causal,
+        Mask::Full => MaskCode::Full,
     }
 }
 
@@ -144,19 +115,24 @@ impl PlanInfo for CudaPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use grouped_attention::MaskKind;
+    use grouped_attention::{Dtype, Extent, Geometry, MaskKind, Planning, Problem, Step};
 
     #[test]
-    fn short_drafts_take_any_mask() {
-        let extent =
-            |max_q_len| Extent { sequences: 1, total_q: 1, max_q_len, max_kv_len: 1, writes: 0 };
-        let tree = Mask::new(MaskKind::Tree(&[-1]), [1]).unwrap();
-        for mask in [Mask::Causal, Mask::Full, tree.clone()] {
-            assert_eq!(PlannedMask::new(&mask, &extent(1)), PlannedMask::Full);
-            assert_eq!(PlannedMask::new(&mask, &extent(64)), PlannedMask::Words);
-        }
-        let long = PlannedMask::new(&Mask::Causal, &extent(65));
-        assert!(long.takes(&Mask::Causal) && !long.takes(&Mask::Full) && !long.takes(&tree));
-        assert_eq!(PlannedMask::new(&tree, &extent(65)), PlannedMask::Words);
+    fn a_replayed_plan_says_every_mask_in_one_way() {
+        let problem = Problem::new(Geometry::mha(1, 16).unwrap(), Dtype::Bf16, 1.0).unwrap();
+        let tree = Mask::new(MaskKind::Tree(&[]), []).unwrap();
+        let masks = [Mask::Causal, Mask::Full, tree];
+        let codes = |max_q_len, replayed: bool| {
+            masks.clone().map(|mask| {
+                let step = Step::new(1, &[], mask.clone()).unwrap();
+                let capacity =
+                    Extent { sequences: 1, total_q: 9, max_q_len, max_kv_len: 9, writes: 0 };
+                let planning = if replayed { Planning::replayed } else { Planning::with_capacity };
+                mask_code(&planning(&problem, &step, capacity).unwrap().planned(), &mask)
+            })
+        };
+        assert_eq!(codes(1, true), [MaskCode::Full; 3]);
+        assert_eq!(codes(9, true), [MaskCode::Tree; 3]);
+        assert_eq!(codes(9, false), [MaskCode::Causal, MaskCode::Full, MaskCode::Tree]);
     }
 }

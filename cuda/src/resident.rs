@@ -1,7 +1,7 @@
 //! What of a plan lives on the device: lengths, tables, mask, schedule and writes, in memory whose
 //! addresses never change, so that captured launches read whatever was written last.
 
-use crate::abi::{LaneMerge, Piece, TREE_WORD_BITS, Turn, Write};
+use crate::abi::{LaneMerge, MaskCode, MergeCounts, Piece, TREE_WORD_BITS, Turn, Write};
 use crate::driver::Address;
 use crate::error::DriverError;
 use crate::memory::{DeviceBuffer, PinnedBuffer};
@@ -27,6 +27,8 @@ unsafe impl Plain for Piece {}
 // SAFETY: as above.
 unsafe impl Plain for LaneMerge {}
 // SAFETY: as above.
+unsafe impl Plain for MergeCounts {}
+// SAFETY: as above.
 unsafe impl Plain for Write {}
 // SAFETY: as above.
 unsafe impl Plain for Turn {}
@@ -40,7 +42,7 @@ fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) status: Range<usize>,
-    pub(crate) merge_count: Range<usize>,
+    pub(crate) merge_counts: Range<usize>,
     pub(crate) write_count: Range<usize>,
     pub(crate) q_starts: Range<usize>,
     pub(crate) kv_lens: Range<usize>,
@@ -50,8 +52,10 @@ pub(crate) struct Layout {
     pub(crate) writes: Range<usize>,
     pub(crate) turns: Range<usize>,
     pub(crate) tree: Range<usize>,
-    /// The last, since it alone is large and only partly used.
+    /// Like the tree large and only partly used, so both stand last.
     pub(crate) page_table: Range<usize>,
+    /// Entries of the list of merges.
+    pub(crate) max_merges: usize,
     /// Entries of a row of the page table.
     pub(crate) max_pages: usize,
     /// Words of a row of the tree.
@@ -66,8 +70,6 @@ pub(crate) struct Sizes {
     pub(crate) bounds: Bounds,
     /// Pairs of a rotated row.
     pub(crate) pairs: usize,
-    /// True if masks are kept as words of a tree.
-    pub(crate) tree: bool,
 }
 
 impl Layout {
@@ -88,11 +90,12 @@ impl Layout {
                 .ok_or(EngineError::OutOfMemory { bytes: usize::MAX })
         };
         let max_pages = extent.max_kv_len.div_ceil(sizes.page_size);
-        let tree_words =
-            if sizes.tree { extent.max_q_len.div_ceil(TREE_WORD_BITS) } else { 0 };
+        // A sequence of one query sees all of its cache under any mask.
+        let longest = if extent.max_q_len > 1 { extent.max_q_len } else { 0 };
+        let tree_words = longest.div_ceil(TREE_WORD_BITS);
         Ok(Layout {
             status: section(&[1], 4)?,
-            merge_count: section(&[1], 4)?,
+            merge_counts: section(&[1], size_of::<MergeCounts>())?,
             write_count: section(&[1], 4)?,
             q_starts: section(&[extent.sequences + 1], 4)?,
             kv_lens: section(&[extent.sequences], 4)?,
@@ -103,6 +106,7 @@ impl Layout {
             turns: section(&[extent.writes, sizes.pairs], size_of::<Turn>())?,
             tree: section(&[extent.total_q, tree_words], 4)?,
             page_table: section(&[extent.sequences, max_pages], 4)?,
+            max_merges: sizes.bounds.merges,
             max_pages,
             tree_words,
         })
@@ -154,23 +158,31 @@ impl Resident {
         step: &Step,
         schedule: &Schedule,
         rope: Option<&Rope>,
+        mask: MaskCode,
     ) -> Result<(), DriverError> {
         self.copied.wait()?;
         let layout = self.layout.clone();
         self.put(&layout.status, &[0_u32]);
-        self.put(&layout.merge_count, &[schedule.merges.len() as i32]);
+        let (few, many) = (schedule.merges.len() as i32, schedule.long_merges.len() as i32);
+        self.put(&layout.merge_counts, &[MergeCounts { few, many }]);
         self.put(&layout.write_count, &[step.writes().len() as i32]);
         self.put_lengths(step);
         self.put(&layout.team_pieces, &schedule.team_pieces);
         self.put(&layout.pieces, &schedule.pieces);
         self.put(&layout.merges, &schedule.merges);
-        self.put_writes(step, rope);
-        if layout.tree_words > 0 {
-            self.put_tree(step);
+        for (index, merge) in schedule.long_merges.iter().enumerate() {
+            self.put_at(&layout.merges, self.layout.max_merges - 1 - index, &[*merge]);
         }
+        self.put_writes(step, rope);
         self.put_page_table(step);
-        let used_table = step.spans().len() * layout.max_pages * 4;
-        self.copy(stream, 0..layout.page_table.start + used_table)?;
+        self.copy(stream, 0..layout.tree.start)?;
+        if mask == MaskCode::Tree {
+            self.put_tree(step);
+            let used = step.total_q() * layout.tree_words * 4;
+            self.copy(stream, layout.tree.start..layout.tree.start + used)?;
+        }
+        let used = step.spans().len() * layout.max_pages * 4;
+        self.copy(stream, layout.page_table.start..layout.page_table.start + used)?;
         self.copied.record(stream)
     }
 
@@ -228,8 +240,10 @@ impl Resident {
     }
 
     fn copy(&self, stream: &Stream, range: Range<usize>) -> Result<(), DriverError> {
+        let to = self.device.address() + range.start as u64;
+        let from = self.staging.pointer().wrapping_byte_add(range.start);
         // SAFETY: the range lies in both buffers, which have one size; `copied` guards the host's.
-        unsafe { stream.copy_to_device(self.device.address(), self.staging.pointer(), range.end) }
+        unsafe { stream.copy_to_device(to, from, range.len()) }
     }
 }
 
@@ -263,16 +277,25 @@ mod tests {
 
     fn sizes() -> Sizes {
         let bounds = Bounds { pieces: 7, merges: 2, slots: 4 };
-        Sizes { page_size: 16, teams: 4, bounds, pairs: 32, tree: true }
+        Sizes { page_size: 16, teams: 4, bounds, pairs: 32 }
     }
 
     #[test]
     fn sections_do_not_overlap() {
         let layout = Layout::new(&extent(), &sizes()).unwrap();
         let sections = [
-            &layout.status, &layout.merge_count, &layout.write_count, &layout.q_starts,
-            &layout.kv_lens, &layout.team_pieces, &layout.pieces, &layout.merges, &layout.writes,
-            &layout.turns, &layout.tree, &layout.page_table,
+            &layout.status,
+            &layout.merge_counts,
+            &layout.write_count,
+            &layout.q_starts,
+            &layout.kv_lens,
+            &layout.team_pieces,
+            &layout.pieces,
+            &layout.merges,
+            &layout.writes,
+            &layout.turns,
+            &layout.tree,
+            &layout.page_table,
         ];
         assert!(sections.windows(2).all(|pair| pair[0].end == pair[1].start));
         assert!(sections.iter().all(|section| section.start % ALIGNMENT == 0));

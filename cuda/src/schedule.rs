@@ -3,7 +3,7 @@
 //! The algorithm stands in kernels/abi.cuh under "Scheduling", with the words used here. The device
 //! has a form of it too, so both are in integers and agree bit for bit.
 
-use crate::abi::{LaneMerge, Piece, TILE_TOKENS};
+use crate::abi::{FEW_PARTS, LaneMerge, Piece, TILE_TOKENS};
 use grouped_attention::{Extent, Span};
 
 /// How a kernel works through a step, for [`Scheduler::schedule`].
@@ -52,7 +52,10 @@ pub(crate) struct Schedule {
     /// `[teams + 1]`, the first piece of each team.
     pub(crate) team_pieces: Vec<i32>,
     pub(crate) pieces: Vec<Piece>,
+    /// Of lanes with at most [`FEW_PARTS`] parts.
     pub(crate) merges: Vec<LaneMerge>,
+    /// Of lanes with more; they lie at the end of the list on the device, the last one first.
+    pub(crate) long_merges: Vec<LaneMerge>,
     /// Partial results.
     pub(crate) slots: usize,
 }
@@ -106,6 +109,7 @@ impl Scheduler {
         schedule.team_pieces.clear();
         schedule.pieces.clear();
         schedule.merges.clear();
+        schedule.long_merges.clear();
         schedule.slots = 0;
         match self.split {
             Split::Balanced { .. } => self.balance(spans, schedule),
@@ -180,7 +184,9 @@ impl Scheduler {
         let first_slot = schedule.slots;
         if cut {
             schedule.slots += lanes * parts;
-            schedule.merges.extend((0..lanes).map(|lane| LaneMerge {
+            let long = parts > FEW_PARTS;
+            let merges = if long { &mut schedule.long_merges } else { &mut schedule.merges };
+            merges.extend((0..lanes).map(|lane| LaneMerge {
                 q_start: span.q_start as i32,
                 q_len: span.q_len as i32,
                 lane: lane as i32,
@@ -323,8 +329,10 @@ mod tests {
         let schedule = run(&BALANCED, &[(1, 64), (0, 500), (1, 64), (1, 0)]);
         assert_eq!(schedule.team_pieces, [0, 1, 2, 3]);
         assert!(schedule.merges.is_empty() && schedule.slots == 0);
-        assert_eq!(schedule.pieces[2], Piece { sequence: 3, q_start: 2, q_len: 1, slot: -1,
-            parts: 1, ..Piece::default() });
+        assert_eq!(
+            schedule.pieces[2],
+            Piece { sequence: 3, q_start: 2, q_len: 1, slot: -1, parts: 1, ..Piece::default() }
+        );
     }
 
     #[test]
@@ -404,7 +412,7 @@ mod tests {
                 }
             }
             let mut merged = vec![0; schedule.slots];
-            for merge in &schedule.merges {
+            for merge in schedule.merges.iter().chain(&schedule.long_merges) {
                 (0..merge.parts).for_each(|part| merged[(merge.slot + part) as usize] += 1);
             }
             prop_assert!(written.iter().chain(&merged).all(|&count| count == 1));
@@ -415,7 +423,8 @@ mod tests {
             let schedule = run(&scheduler, &lens);
             let bounds = scheduler.bounds(&extent(&lens));
             prop_assert!(schedule.pieces.len() <= bounds.pieces);
-            prop_assert!(schedule.merges.len() <= bounds.merges);
+            let merges = schedule.merges.len() + schedule.long_merges.len();
+            prop_assert!(merges <= bounds.merges);
             prop_assert!(schedule.slots <= bounds.slots);
         }
 

@@ -7,7 +7,14 @@ macro_rules! embedded {
 }
 
 /// Kernels, each one compilation unit.
-const KERNELS: &[(&str, &str)] = embedded!["append.cu", "combine.cu", "merge.cu", "naive.cu"];
+const KERNELS: &[(&str, &str)] = embedded![
+    "append.cu",
+    "combine.cu",
+    "merge.cu",
+    "naive.cu",
+    "separate_sm80.cu",
+    "tied_sm80.cu"
+];
 
 /// What kernels include, by the names they use.
 pub(crate) const HEADERS: &[(&str, &str)] = embedded![
@@ -17,9 +24,12 @@ pub(crate) const HEADERS: &[(&str, &str)] = embedded![
     "ptx/control.cuh",
     "ptx/convert.cuh",
     "ptx/copy.cuh",
+    "ptx/copy_groups.cuh",
+    "ptx/mma.cuh",
     "ptx/number.cuh",
     "ptx/shared.cuh",
     "ptx/wgmma.cuh",
+    "tile/attend_sm80.cuh",
     "tile/block.cuh",
     "tile/element.cuh",
     "tile/item.cuh",

@@ -7,7 +7,7 @@ use grouped_attention_cuda::CudaBackend;
 fn has_driver() -> bool {
     ["libcuda.so.1", "libcuda.so", "nvcuda.dll"].iter().any(|name| {
         // SAFETY: these are the names of the CUDA driver.
-        unsafe { libloading::Library::new(name) }.is_ok()
+        unsafe { libloading::Library::new(*name) }.is_ok()
     })
 }
 

@@ -1,4 +1,4 @@
-// Producer of tiles by 16-byte asynchronous copies, for any page size: every token finds its own row.
+// Producer of stages by 16-byte asynchronous copies, for any page size: every token finds its own row.
 #pragma once
 
 #include "ptx/copy.cuh"
@@ -7,8 +7,8 @@
 #include "tile/ring.cuh"
 
 constexpr i32 ROW_PRODUCER_WARPS = 4;
-constexpr i32 ROWS_PER_WARP = TILE_TOKENS / ROW_PRODUCER_WARPS;
 constexpr i32 PAGES_AHEAD = 3;
+constexpr i32 ROWS_PER_COPY = 32 / VECTORS_PER_ROW;
 // Arrivals on a full barrier: every thread when its copies land, and a lane a warp for the flag.
 constexpr i32 ROW_PRODUCERS = ROW_PRODUCER_WARPS * 32 + ROW_PRODUCER_WARPS;
 
@@ -39,24 +39,26 @@ __device__ __forceinline__ RowSource find_row(const Attend& a, i32 page, i32 hea
 }
 
 // Copies BLOCKS blocks of four rows: eight lanes fill one 128-byte row of a block.
-template <i32 BLOCKS>
-__device__ __forceinline__ void copy_four_rows(Block* blocks, const u16* source,
-                                               i32 row, bool valid) {
+template <i32 BLOCKS, i32 ROWS>
+__device__ __forceinline__ void copy_four_rows(Block<ROWS>* blocks, const u16* source, i32 row,
+                                               bool valid) {
   const i32 vector = threadIdx.x % VECTORS_PER_ROW;
   const u32 destination = ptx::shared_address(blocks) + swizzled(row, vector);
 #pragma unroll
   for (i32 block = 0; block < BLOCKS; ++block) {
-    ptx::copy_16_or_zero(destination + block * sizeof(Block),
+    ptx::copy_16_or_zero(destination + block * sizeof(Block<ROWS>),
                          source + block * BLOCK_COLUMNS + vector * VECTOR_ELEMENTS, valid);
   }
 }
 
-// Called by four warps; each fills 16 rows of every tile. A row's address is found by one lane, and
-// handed round by shuffles; its page is looked up PAGES_AHEAD tiles before it is needed, which hides
-// the table's latency even where every token has its own page.
+// Called by four warps; each fills a quarter of the rows of every stage. A row's address is found by
+// one lane and handed round by shuffles; its page is looked up PAGES_AHEAD stages before it is needed,
+// which hides the table's latency even where every token has its own page.
 template <i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a, Stage* stages,
-                                               Ring<STAGES>& ring, Cursor<STAGES>& cursor) {
+                                               Ring<STAGES * Stage::PARTS>& ring,
+                                               Cursor<STAGES>& cursor) {
+  constexpr i32 ROWS_PER_WARP = Stage::TOKENS / ROW_PRODUCER_WARPS;
   const i32 lane = threadIdx.x % 32;
   const i32 warp = threadIdx.x / 32 % ROW_PRODUCER_WARPS;
   const i32 lane_row = warp * ROWS_PER_WARP + lane % ROWS_PER_WARP;
@@ -68,34 +70,47 @@ __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a
   i32 pages[PAGES_AHEAD];
 #pragma unroll
   for (i32 i = 0; i < PAGES_AHEAD; ++i) {
-    pages[i] = find_page(a.batch, table, item.piece.kv_begin + i * TILE_TOKENS + lane_row, kv_end);
+    const i32 token = item.piece.kv_begin + i * Stage::TOKENS + lane_row;
+    pages[i] = find_page(a.batch, table, token, kv_end);
   }
-  for (i32 kv = item.piece.kv_begin; kv < kv_end; kv += TILE_TOKENS) {
+  for (i32 kv = item.piece.kv_begin; kv < kv_end; kv += Stage::TOKENS) {
     const RowSource row = find_row(a, pages[0], item.head, kv + lane_row, kv_end);
 #pragma unroll
     for (i32 i = 1; i < PAGES_AHEAD; ++i) pages[i - 1] = pages[i];
     pages[PAGES_AHEAD - 1] =
-        find_page(a.batch, table, kv + PAGES_AHEAD * TILE_TOKENS + lane_row, kv_end);
+        find_page(a.batch, table, kv + PAGES_AHEAD * Stage::TOKENS + lane_row, kv_end);
     const bool bad = __any_sync(~0u, row.bad);
+
     Stage& stage = stages[cursor.stage];
-    ptx::mbarrier_wait(&ring.empty[cursor.stage], cursor.parity ^ 1);
 #pragma unroll
-    for (i32 i = 0; i < ROWS_PER_WARP; i += 4) {
-      const i32 source = i + lane / VECTORS_PER_ROW;
-      const bool valid = __shfl_sync(~0u, row.valid, source);
-      const i64 state = __shfl_sync(~0u, row.state, source);
-      const i32 to = warp * ROWS_PER_WARP + source;
-      copy_four_rows<Stage::STATE_BLOCKS>(stage.state(), state_data + state, to, valid);
-      if constexpr (Stage::ROPE_BLOCKS > 0) {
-        const i64 rope = __shfl_sync(~0u, row.rope, source);
-        copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope(), rope_data + rope, to, valid);
+    for (i32 part = 0; part < Stage::PARTS; ++part) {
+      constexpr i32 BLOCKS = Stage::STATE_BLOCKS / Stage::PARTS;
+      const i32 slot = cursor.stage * Stage::PARTS + part;
+      ptx::mbarrier_wait(&ring.empty[slot], cursor.parity ^ 1);
+#pragma unroll
+      for (i32 i = 0; i < ROWS_PER_WARP; i += ROWS_PER_COPY) {
+        const i32 source = i + lane / VECTORS_PER_ROW;
+        const i32 to = warp * ROWS_PER_WARP + source;
+        const bool valid = __shfl_sync(~0u, row.valid, source);
+        const u16* state =
+            state_data + __shfl_sync(~0u, row.state, source) + part * BLOCKS * BLOCK_COLUMNS;
+#pragma unroll
+        for (i32 head = 0; head < Stage::HEADS; ++head) {
+          copy_four_rows<BLOCKS>(stage.state(head) + part * BLOCKS, state, to,
+                                 valid && item.head + head < a.h);
+          state += a.state.head_stride;
+        }
+        if constexpr (Stage::ROPE_BLOCKS > 0) {
+          const i64 rope = __shfl_sync(~0u, row.rope, source);
+          if (part == 0) copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope(), rope_data + rope, to, valid);
+        }
       }
-    }
-    ptx::mbarrier_arrive_after_copies(&ring.full[cursor.stage]);
-    if (lane == 0) {
-      if (bad) atomicOr(a.status, STATUS_BAD_PAGE);
-      reinterpret_cast<unsigned char*>(&ring.bad_page[cursor.stage])[warp] = bad;
-      ptx::mbarrier_arrive(&ring.full[cursor.stage]);
+      ptx::mbarrier_arrive_after_copies(&ring.full[slot]);
+      if (lane == 0) {
+        if (bad) atomicOr(a.status, STATUS_BAD_PAGE);
+        reinterpret_cast<unsigned char*>(&ring.bad_page[slot])[warp] = bad;
+        ptx::mbarrier_arrive(&ring.full[slot]);
+      }
     }
     cursor.advance();
   }

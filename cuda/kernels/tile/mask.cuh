@@ -37,15 +37,26 @@ __device__ __forceinline__ i32 first_hidden(const Batch& batch, const Piece& pie
 
 // Hidden scores become -inf; a visible position that is poisoned makes its row NaN. The thread's
 // rows see through `view[0]` and `view[1]`; `kv` is the tile's first position.
-__device__ __forceinline__ void mask_scores(float (&s)[TILE_TOKENS / 2], const Visibility (&view)[2],
-                                            i32 kv, i32 kv_len, const unsigned char* poison) {
+//
+// Few tiles are masked, so what a position is gets decided in a rolled loop, into bit i of two words for
+// score i; only the choice itself is unrolled over the registers.
+template <i32 R>
+__device__ __forceinline__ void mask_scores(float (&s)[R], const Visibility (&view)[2], i32 kv,
+                                            i32 kv_len, const unsigned char* poison) {
+  static_assert(R <= 32);
   const i32 first_column = threadIdx.x % 4 * 2;
-#pragma unroll
-  for (i32 i = 0; i < TILE_TOKENS / 2; ++i) {
+  u32 visible = 0, poisoned = 0;
+#pragma unroll 1
+  for (i32 i = 0; i < R; ++i) {
     const i32 column = i / 4 * 8 + first_column + i % 2;
     const i32 j = kv + column;
-    const bool visible = j < kv_len && view[i / 2 % 2].sees(j, kv_len);
-    s[i] = visible ? (poison[column] ? not_a_number() : s[i]) : -infinity();
+    const bool sees = i / 2 % 2 ? view[1].sees(j, kv_len) : view[0].sees(j, kv_len);
+    visible |= u32(j < kv_len && sees) << i;
+    poisoned |= u32(poison[column] != 0) << i;
+  }
+#pragma unroll
+  for (i32 i = 0; i < R; ++i) {
+    s[i] = visible >> i & 1 ? (poisoned >> i & 1 ? not_a_number() : s[i]) : -infinity();
   }
 }
 
@@ -54,13 +65,14 @@ __device__ __forceinline__ void mask_scores(float (&s)[TILE_TOKENS / 2], const V
 //   * rows past the length, which may hold anything, become zeros;
 //   * of the rows hidden from some queries (from position `hidden` on), those that hold an infinity
 //     or NaN become zeros and are marked, for `mask_scores` to give a NaN to whoever sees them.
-// All consumers of the stage call it before any of them reads the tile, and synchronise after it.
-template <class T, i32 BLOCKS, i32 WARPS>
-__device__ __forceinline__ void sanitise(Block* state, unsigned char* poison, i32 kv,
-                                         i32 hidden, i32 kv_len) {
+// All who read these blocks call it before any of them reads one, as `warps` warps, and synchronise
+// after it.
+template <class T, i32 BLOCKS, i32 ROWS>
+__device__ __forceinline__ void sanitise(Block<ROWS>* state, unsigned char* poison, i32 kv,
+                                         i32 hidden, i32 kv_len, i32 warp, i32 warps) {
   constexpr i32 VECTORS = BLOCKS * VECTORS_PER_ROW;
   const i32 lane = threadIdx.x % 32;
-  for (i32 row = threadIdx.x / 32; row < TILE_TOKENS; row += WARPS) {
+  for (i32 row = warp; row < ROWS; row += warps) {
     const bool past = kv + row >= kv_len;
     bool poisoned = false;
     if (kv + row >= hidden) {

@@ -15,26 +15,24 @@ __device__ __forceinline__ QueryRow query_row(i32 row, i32 head, i32 group) {
   return {row / group, head * group + row % group};
 }
 
-// 64 rows from `first_row` on into BLOCKS blocks, by the 128 threads of a warpgroup; padding rows
-// become zeros. The caller waits, fences and synchronises.
-template <i32 BLOCKS>
-__device__ __forceinline__ void load_queries(Block* blocks, const Attend& a, const Item& item,
-                                             i32 first_row) {
-  constexpr i32 ROWS_PER_PASS = 128 / VECTORS_PER_ROW;
-  const i32 vector = threadIdx.x % VECTORS_PER_ROW;
+// The rows of cached head `head` from `first_row` on into BLOCKS blocks, by `threads` threads of which
+// the caller is number `thread`; padding rows become zeros. The caller waits, and synchronises.
+template <i32 BLOCKS, i32 ROWS>
+__device__ __forceinline__ void load_queries(Block<ROWS>* blocks, const Attend& a, const Item& item,
+                                             i32 head, i32 first_row, i32 thread, i32 threads) {
+  const i32 vector = thread % VECTORS_PER_ROW;
   const u16* data = static_cast<const u16*>(a.q.data);
-#pragma unroll
-  for (i32 pass = 0; pass < 64 / ROWS_PER_PASS; ++pass) {
-    const i32 row = pass * ROWS_PER_PASS + threadIdx.x % 128 / VECTORS_PER_ROW;
-    const bool valid = first_row + row < item.rows;
-    const QueryRow q = query_row(valid ? first_row + row : 0, item.head, a.group);
+#pragma unroll 4
+  for (i32 row = thread / VECTORS_PER_ROW; row < ROWS; row += threads / VECTORS_PER_ROW) {
+    const bool valid = first_row + row < item.rows && head < a.h;
+    const QueryRow q = query_row(valid ? first_row + row : 0, valid ? head : 0, a.group);
     const u16* source = data + (item.piece.q_start + q.query) * a.q.row_stride +
                         q.head * a.q.head_stride + vector * VECTOR_ELEMENTS;
     const u32 destination = ptx::shared_address(blocks) + swizzled(row, vector);
 #pragma unroll
     for (i32 block = 0; block < BLOCKS; ++block) {
-      ptx::copy_16_or_zero(destination + block * sizeof(Block), source + block * BLOCK_COLUMNS,
-                           valid);
+      ptx::copy_16_or_zero(destination + block * sizeof(Block<ROWS>),
+                           source + block * BLOCK_COLUMNS, valid);
     }
   }
 }

@@ -6,9 +6,9 @@
 #include "tile/item.cuh"
 #include "tile/queries.cuh"
 
-// Writes the thread's part of one row: COLUMNS / 4 values of accumulator `o` (element pairs
-// 4 i + 2 half) as columns first_column + 8 i + {0, 1}.
-template <class T, i32 R>
+// Writes the thread's part of one row: columns 8 i + {0, 1} of `row`, from the pairs 4 i + 2 half of
+// accumulator `o`.
+template <i32 R>
 __device__ __forceinline__ void store_row_f32(float* row, const float (&o)[R], i32 half,
                                               float factor) {
 #pragma unroll
@@ -27,28 +27,41 @@ __device__ __forceinline__ void store_row_16(u16* row, const float (&o)[R], i32 
   }
 }
 
-// One of the thread's rows. `row` is the packed row, `slot_row` its place in the item's slot,
-// `first_column` the thread's first column of o.
-template <class T, i32 R>
-__device__ __forceinline__ void store_row(const Attend& a, const Item& item, i32 head, i32 row,
-                                          i32 slot_row, i32 first_column, i32 d_v, i32 slot_rows,
-                                          const float (&o)[R], i32 half, float factor,
-                                          float lse_log2, bool writes_lse) {
+// Where one row of a result goes.
+struct RowPlace {
+  float* o_f32;  // null: `o_16`
+  u16* o_16;
+  float* lse;       // null: not wanted
+  float lse_scale;  // from base 2
+};
+
+// `row` is the packed row of cached head `head`, `slot_row` its place among the `slot_rows` of a slot.
+__device__ __forceinline__ RowPlace row_place(const Attend& a, const Item& item, i32 head, i32 row,
+                                              i32 slot_row, i32 slot_rows, i32 d_v) {
   if (item.slot >= 0) {
     const i64 index = i64(item.slot) * slot_rows + slot_row;
-    store_row_f32<T>(a.partials.o + index * d_v + first_column, o, half, factor);
-    if (writes_lse) a.partials.lse[index] = lse_log2;
-    return;
+    return {a.partials.o + index * d_v, nullptr, a.partials.lse + index, 1.0f};
   }
   const QueryRow q = query_row(row, head, a.group);
   const i64 token = item.piece.q_start + q.query;
-  const i64 at = token * a.out.o_row_stride + q.head * a.out.o_head_stride + first_column;
-  if (a.o_is_f32) {
-    store_row_f32<T>(static_cast<float*>(a.out.o) + at, o, half, factor);
+  const i64 at = token * a.out.o_row_stride + q.head * a.out.o_head_stride;
+  float* lse = a.out.lse;
+  if (lse != nullptr) lse += token * a.out.lse_row_stride + q.head * a.out.lse_head_stride;
+  if (a.o_is_f32) return {static_cast<float*>(a.out.o) + at, nullptr, lse, LN_2};
+  return {nullptr, static_cast<u16*>(a.out.o) + at, lse, LN_2};
+}
+
+// One of the thread's rows, its columns from `first_column` on.
+template <class T, i32 R>
+__device__ __forceinline__ void store_row(const RowPlace& place, i32 first_column,
+                                          const float (&o)[R], i32 half, float factor) {
+  if (place.o_f32 != nullptr) {
+    store_row_f32(place.o_f32 + first_column, o, half, factor);
   } else {
-    store_row_16<T>(static_cast<u16*>(a.out.o) + at, o, half, factor);
+    store_row_16<T>(place.o_16 + first_column, o, half, factor);
   }
-  if (writes_lse && a.out.lse != nullptr) {
-    a.out.lse[token * a.out.lse_row_stride + q.head * a.out.lse_head_stride] = lse_log2 * LN_2;
-  }
+}
+
+__device__ __forceinline__ void store_lse(const RowPlace& place, float lse_log2) {
+  if (place.lse != nullptr) *place.lse = lse_log2 * place.lse_scale;
 }
