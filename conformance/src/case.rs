@@ -49,6 +49,9 @@ pub struct Case {
     pub fill: Fill,
     /// What is done, attention being the last of it.
     pub scenario: Scenario,
+    /// Where the first pages of the tables lie in the cache; the rest follow in order. Empty for
+    /// places that the seed decides.
+    pub places: Vec<u32>,
     /// True if sequences share the pages of their common prefix.
     pub shared: bool,
     /// True for the batch-invariant mode.
@@ -74,6 +77,7 @@ impl Case {
             scale,
             fill: Fill::Gaussian,
             scenario: Scenario::Attend,
+            places: Vec::new(),
             shared: false,
             invariant: false,
             far: false,
@@ -168,6 +172,10 @@ impl fmt::Display for Case {
         write!(f, " page={} q={} kv={}", self.page_size, list(|l| l.q), list(|l| l.kv))?;
         write!(f, " mask={} scale={} fill={}", self.mask, self.scale, self.fill)?;
         write!(f, " do={} seed={}", self.scenario, self.seed)?;
+        if !self.places.is_empty() {
+            let places: Vec<String> = self.places.iter().map(u32::to_string).collect();
+            write!(f, " places={}", places.join(","))?;
+        }
         for (flag, set) in self.flags() {
             if set {
                 write!(f, " {flag}")?;
@@ -217,6 +225,9 @@ impl FromStr for Case {
         case.fill = fields.optional("fill", case.fill)?;
         case.scenario = fields.optional("do", case.scenario)?;
         case.seed = fields.optional("seed", 0)?;
+        if fields.has("places") {
+            case.places = fields.list("places")?;
+        }
         case.shared = fields.flag("shared");
         case.invariant = fields.flag("invariant");
         case.far = fields.flag("far");
@@ -277,7 +288,7 @@ impl<'a> Fields<'a> {
 
     /// `q` and `kv`, made equally long.
     fn lens(&mut self) -> Result<(Vec<usize>, Vec<usize>), InvalidCase> {
-        let (mut q, mut kv) = (self.list("q")?, self.list("kv")?);
+        let (mut q, mut kv): (Vec<usize>, Vec<usize>) = (self.list("q")?, self.list("kv")?);
         if q.len() == 1 {
             q.resize(kv.len(), q[0]);
         }
@@ -290,7 +301,11 @@ impl<'a> Fields<'a> {
         Ok((q, kv))
     }
 
-    fn list(&mut self, key: &'static str) -> Result<Vec<usize>, InvalidCase> {
+    fn has(&self, key: &str) -> bool {
+        self.pairs.iter().any(|(name, _)| *name == key)
+    }
+
+    fn list<T: FromStr>(&mut self, key: &'static str) -> Result<Vec<T>, InvalidCase> {
         let value = self.take(key).ok_or(InvalidCase::Missing { key })?;
         if value == "-" {
             return Ok(Vec::new());
@@ -336,6 +351,14 @@ pub enum InvalidCase {
         said: Variant,
         /// What its numbers make.
         implied: Variant,
+    },
+    /// Places that are not different pages of the pool.
+    #[error("places= {places:?} are not different pages of a pool of {pages}")]
+    Places {
+        /// As given.
+        places: Vec<u32>,
+        /// Pages of the pool.
+        pages: usize,
     },
     /// Two lists over the same sequences.
     #[error("q= has {q} sequences and kv= has {kv}")]
@@ -407,6 +430,7 @@ mod tests {
         round_trip("gta h_q=4 h=4 s=8 n=3 r=0 dtype=bf16 out=f32 q=1,2,0 kv=7 scale=1e-3 seed=9");
         round_trip("mqa h_q=3 h=1 d_k=4 d_v=6 page=3 q=- kv=- mask=full scale=2 shared far");
         round_trip("mha h_q=3 h=3 d_k=4 d_v=6 q=3 kv=9 mask=tree:-1,0,0 scale=2 fill=needle:-2");
+        round_trip("mha h_q=3 h=3 d_k=4 d_v=6 page=4 q=3 kv=9 scale=2 places=2,0,1");
         round_trip("mla h_q=3 h=1 s=4 n=4 r=2 q=3 kv=9 mask=tree:random scale=2 do=keep nolse");
         round_trip("gqa h_q=6 h=2 d_k=4 d_v=4 q=3 kv=9 scale=2 do=rotate:interleaved invariant");
     }

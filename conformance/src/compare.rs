@@ -6,7 +6,7 @@
 //! thousands disappears in a whole tensor's norm.
 
 use crate::tolerance::{RowTolerance, Tolerance, saw_finite};
-use grouped_attention::{Attended, Dtype, Step};
+use grouped_attention::{Attended, Step};
 use std::fmt;
 
 /// What the oracle says, and of which rows.
@@ -263,7 +263,7 @@ impl Row<'_> {
     }
 
     fn largest(&self) -> f64 {
-        self.tolerance.output.max()
+        self.tolerance.output_max()
     }
 
     fn place(&self, quantity: Quantity) -> Place {
@@ -321,11 +321,4 @@ impl fmt::Display for Comparison {
         }
         Ok(())
     }
-}
-
-/// Bits of a value in a format, for comparisons that allow no difference at all.
-pub(crate) fn same_bits(dtype: Dtype, a: f64, b: f64) -> bool {
-    debug_assert!(dtype.represents(a) && dtype.represents(b));
-    // Values of one format are equal in bits exactly if they are in f64; NaN payloads aside.
-    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }

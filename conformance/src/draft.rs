@@ -53,13 +53,16 @@ impl Draft {
 
 impl MaskShape {
     /// Parents of every draft token of a batch, `[total_q]`; `None` where the mask is no tree.
-    pub fn parents(&self, lens: &[Lens], seed: u64) -> Option<Vec<i32>> {
+    ///
+    /// A draft is named by its sequence's number in the case, so that a sequence has the same tree
+    /// wherever in a batch it stands, and its number of tokens.
+    pub fn parents(&self, drafts: &[(usize, usize)], seed: u64) -> Option<Vec<i32>> {
         match self {
             MaskShape::Causal | MaskShape::Full => None,
             MaskShape::Tree(Draft::Explicit(parents)) => Some(parents.clone()),
             MaskShape::Tree(draft) => {
-                let drafts = lens.iter().enumerate();
-                Some(drafts.flat_map(|(b, lens)| draft.parents(lens.q, seed, b)).collect())
+                let of = |&(sequence, q_len): &(usize, usize)| draft.parents(q_len, seed, sequence);
+                Some(drafts.iter().flat_map(of).collect())
             }
         }
     }

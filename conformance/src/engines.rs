@@ -1,6 +1,7 @@
 //! This project's engines by name, for programs that choose at run time.
 
 use grouped_attention::{AnyBackend, EngineError, Reference};
+use grouped_attention_cpu::CpuBackend;
 
 /// Names that [`open`] knows.
 pub const NAMES: [&str; 3] = ["reference", "cpu", "cuda"];
@@ -12,7 +13,7 @@ pub const NAMES: [&str; 3] = ["reference", "cpu", "cuda"];
 pub fn open(name: &str) -> Result<AnyBackend, OpenError> {
     match name {
         "reference" => Ok(Box::new(Reference::new())),
-        "cpu" => Ok(Box::new(Reference::new())),
+        "cpu" => Ok(Box::new(CpuBackend::new())),
         _ => Err(OpenError::Unknown { name: name.to_owned() }),
     }
 }

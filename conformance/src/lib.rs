@@ -17,24 +17,36 @@
 //! | [`lm`] | language models that decode on any engine |
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod case;
 pub mod compare;
+mod contract;
 pub mod draft;
 #[cfg(feature = "engines")]
 pub mod engines;
+pub mod execute;
+pub mod expect;
+pub mod file;
 pub mod fill;
 pub mod generate;
+pub mod judge;
 pub mod lm;
 pub mod noise;
+pub mod registry;
+pub mod run;
 pub mod scenario;
 pub mod script;
 pub mod states;
+pub mod tally;
 pub mod tolerance;
 
 pub use case::{Case, InvalidCase, Lens};
 pub use compare::{Compared, Comparison, Expected, compare, largest_finite};
 pub use draft::{Draft, MaskShape};
 pub use fill::Fill;
+pub use judge::{Fault, Verdict, judge};
+pub use registry::{Registered, engine};
+pub use run::main;
 pub use scenario::Scenario;
-pub use script::{Inputs, Op, Question, Script};
+pub use script::{Answer, Arrangement, Inputs, Op, Question, Script};
 pub use tolerance::{MergeTolerance, RowTolerance, Tolerance};

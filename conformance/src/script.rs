@@ -98,6 +98,28 @@ pub struct Script {
     pub questions: Vec<Question>,
 }
 
+/// What batch-invariant results must not depend on `[S-3.21]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrangement {
+    /// Sequences of the case in the order they stand in the batch.
+    pub sequences: Vec<usize>,
+    /// Tokens per page.
+    pub page_size: usize,
+    /// Decides, with the seed, which pages are used.
+    pub places: u64,
+}
+
+impl Arrangement {
+    /// As the case says.
+    pub fn of(case: &Case) -> Arrangement {
+        Arrangement {
+            sequences: (0..case.lens.len()).collect(),
+            page_size: case.page_size,
+            places: 0,
+        }
+    }
+}
+
 /// The oracle's answer to a [`Question`].
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -111,7 +133,15 @@ impl Script {
     /// # Errors
     /// A case whose numbers do not fit together.
     pub fn new(case: &Case) -> Result<Script, InvalidCase> {
-        Builder::new(case)?.build()
+        Script::arranged(case, &Arrangement::of(case))
+    }
+
+    /// The same sequences, some of them, in another order, on other pages of another size.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn arranged(case: &Case, arrangement: &Arrangement) -> Result<Script, InvalidCase> {
+        Builder::new(case, arrangement.clone())?.build()
     }
 
     /// Asks the oracle everything that the script asks.
@@ -146,6 +176,7 @@ impl Script {
         let tolerance = Tolerance {
             arithmetic,
             output: self.problem.output(),
+            f64_results: false,
             dtype: self.problem.dtype(),
             width_k: self.problem.geometry().width_k(),
             scale: self.problem.scale(),

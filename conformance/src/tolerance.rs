@@ -46,6 +46,8 @@ pub struct Tolerance {
     pub arithmetic: Arithmetic,
     /// Format of `o`.
     pub output: Dtype,
+    /// True if `o` and `lse` are stored in f64 instead, as files may have them.
+    pub f64_results: bool,
     /// Format of queries and cache.
     pub dtype: Dtype,
     /// Width of a key.
@@ -109,9 +111,8 @@ impl Tolerance {
         let reference = self.row_error(&Arithmetic::F64, stats, 0.0);
         let u_v = self.arithmetic.vector;
         let length = (stats.visible.max(1) as f64).ln();
-        // [S-7.14]: storing lse in f32 is part of the contract.
         let rounding = |u_v: f64| u_v * (3.0 * stats.score_norm + 4.0 * length + 4.0);
-        let stored = Dtype::F32.unit_roundoff() * stats.lse.abs();
+        let stored = self.lse_roundoff() * stats.lse.abs();
         let lse =
             engine.lse() + rounding(u_v) + stored + reference.lse() + rounding(2f64.powi(-53));
         RowTolerance {
@@ -119,7 +120,7 @@ impl Tolerance {
             reference,
             eta: self.underflow(stats),
             eta_out: self.output_underflow(),
-            u_out: self.output.unit_roundoff(),
+            u_out: self.output_roundoff(),
             lse,
             applies: self.in_domain(stats) && engine.beta < 1.0,
         }
@@ -197,8 +198,26 @@ impl Tolerance {
         omega * (2.0 * visible + 2.0) + 2.0 * visible * (probability + omega) * stats.value_max
     }
 
+    /// u_out of `[S-7.2]`.
+    fn output_roundoff(&self) -> f64 {
+        if self.f64_results { f64::EPSILON / 2.0 } else { self.output.unit_roundoff() }
+    }
+
+    /// `[S-7.14]`: storing lse in f32 is part of the contract.
+    fn lse_roundoff(&self) -> f64 {
+        if self.f64_results { f64::EPSILON / 2.0 } else { Dtype::F32.unit_roundoff() }
+    }
+
+    /// Largest finite number of the output, past which there is nothing to compare `[S-7.3]`.
+    pub fn output_max(&self) -> f64 {
+        if self.f64_results { f64::MAX } else { self.output.max() }
+    }
+
     /// eta_out of `[S-7.18]`.
     fn output_underflow(&self) -> f64 {
+        if self.f64_results {
+            return f64::from_bits(1);
+        }
         let flushes = self.arithmetic.flushes_subnormals && self.output != Dtype::F16;
         if flushes { 2f64.powi(-126) } else { self.output.min_subnormal() / 2.0 }
     }

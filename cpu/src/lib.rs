@@ -1,1 +1,33 @@
-//! grouped-attention-cpu
+//! Decode attention for MHA, MQA, GQA, GTA, MLA and GLA on CPUs: [`CpuBackend`], an engine behind
+//! [`grouped_attention::Backend`].
+//!
+//! A step is cut into tasks of a sequence, its cached heads and a range of positions
+//! (`schedule`); a task goes through its range block by block and keeps online-softmax sums
+//! (`task`, `softmax`); parts of one sequence are joined in the order of their positions
+//! (`attend`). The arithmetic of a block is written once over vectors (`lanes`, `rows`).
+
+mod append;
+mod attend;
+mod backend;
+mod buffer;
+mod cache;
+mod disjoint;
+mod kernel;
+mod lanes;
+mod machine;
+mod merge;
+mod output;
+mod plan;
+mod rows;
+mod schedule;
+mod softmax;
+mod task;
+mod tensor;
+mod threads;
+mod visibility;
+
+pub use backend::{CpuBackend, CpuBackendBuilder};
+pub use cache::{CpuCache, Strides};
+pub use kernel::Kernel;
+pub use plan::CpuPlan;
+pub use tensor::CpuTensor;

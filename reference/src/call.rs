@@ -59,13 +59,16 @@ impl<'a> Planning<'a> {
     /// A plan with room for later steps.
     ///
     /// # Errors
-    /// A step that exceeds the capacity already.
+    /// A step that exceeds the capacity already; a capacity past `i32::MAX`, which no step reaches.
     pub fn with_capacity(
         problem: &'a Problem,
         step: &'a Step,
         capacity: Extent,
     ) -> Result<Planning<'a>, InvalidCall> {
         check_capacity(step, &capacity)?;
+        if let Some((what, capacity)) = capacity.past_any_step() {
+            return Err(InvalidCall::CapacityTooLarge { what, capacity });
+        }
         Ok(Planning { problem, step, capacity: Some(capacity), replayed: false })
     }
 
@@ -76,7 +79,7 @@ impl<'a> Planning<'a> {
     /// new rows `capacity.writes`.
     ///
     /// # Errors
-    /// A step that exceeds the capacity already.
+    /// As [`with_capacity`](Self::with_capacity).
     pub fn replayed(
         problem: &'a Problem,
         step: &'a Step,
@@ -485,6 +488,14 @@ pub enum InvalidCall {
         capacity: usize,
         /// What the step has.
         got: usize,
+    },
+    /// A capacity that no step can fill; engines reserve memory for it.
+    #[error("a capacity of {capacity} {what} is past 2^31")]
+    CapacityTooLarge {
+        /// Which size.
+        what: &'static str,
+        /// What was asked for.
+        capacity: usize,
     },
     /// A rotating append under a problem that has no rope.
     #[error("a rotating append needs a problem with a rope")]

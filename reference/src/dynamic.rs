@@ -67,7 +67,6 @@ downcasts!(AnyTensor, "tensor");
 downcasts!(AnyCache, "cache");
 downcasts!(AnyPlan, "plan");
 
-/// Wraps an engine's own tensor, for one made by the engine's own constructors.
 impl AnyTensor {
     /// A tensor that the engine's own constructor made, foreign memory for example.
     pub fn new<T>(tensor: T) -> AnyTensor

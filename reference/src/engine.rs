@@ -105,16 +105,23 @@ impl ReferenceCache {
     /// # Panics
     /// If the parts do not have the row's widths, or the slot is not one of the cache.
     pub fn write(&mut self, slot: Slot, first: &[f64], second: &[f64]) {
-        let token = self.token(slot);
         let dtype = self.layout.dtype();
-        // The widths place the row, so a part of another width would land in another token's cells.
+        let rounded = |part: &[f64]| -> Vec<f64> { part.iter().map(|&x| dtype.round(x)).collect() };
+        self.write_exact(slot, &rounded(first), &rounded(second));
+    }
+
+    /// Overwrites one row with numbers as they are, whatever the cache's format: for
+    /// [`attend`](crate::attend()) of real numbers, which no engine's format holds.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    pub fn write_exact(&mut self, slot: Slot, first: &[f64], second: &[f64]) {
+        let token = self.token(slot);
         let widths = self.layout.geometry().row().parts();
+        // The widths place the row, so a part of another width would land in another token's cells.
         assert_eq!([first.len(), second.len()], widths, "the parts of a row");
         for (cells, values) in [(&mut self.first, first), (&mut self.second, second)] {
-            let cells = &mut cells[token * values.len()..][..values.len()];
-            for (cell, &value) in cells.iter_mut().zip(values) {
-                *cell = dtype.round(value);
-            }
+            cells[token * values.len()..][..values.len()].copy_from_slice(values);
         }
     }
 

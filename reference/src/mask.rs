@@ -113,6 +113,9 @@ impl Mask {
     ///
     /// `draft` is the first query of the sequence in the batch. This is the definition; engines
     /// find faster ways to the same answer.
+    ///
+    /// # Panics
+    /// If a tree is asked about a query that it does not have, or about more queries than tokens.
     pub fn sees(&self, draft: usize, q_len: usize, kv_len: usize, t: usize, j: usize) -> bool {
         match self {
             Mask::Full => true,

@@ -58,23 +58,41 @@ impl fmt::Display for SequenceId {
 }
 
 /// Hands out pages and counts how many tables hold each.
+///
+/// Pages that were never handed out are not listed anywhere, so that a pool costs what is used of
+/// it and the largest legal one can be made.
 #[derive(Clone, Debug)]
 struct PagePool {
-    /// Free pages, the next one to hand out last.
-    free: Vec<PageId>,
-    /// Users of each page; 0 exactly for the free ones.
+    total: usize,
+    /// Pages that came back, the next one to hand out last.
+    returned: Vec<PageId>,
+    /// Users of each page that was ever handed out, the lowest ids; 0 exactly for those returned.
     users: Vec<u32>,
 }
 
 impl PagePool {
-    fn new(pages: u32) -> PagePool {
-        let free = (0..pages).rev().map(PageId).collect();
-        PagePool { free, users: vec![0; pages as usize] }
+    fn new(total: usize) -> PagePool {
+        PagePool { total, returned: Vec::new(), users: Vec::new() }
     }
 
+    fn free(&self) -> usize {
+        self.total - self.users.len() + self.returned.len()
+    }
+
+    fn users(&self, page: PageId) -> Option<usize> {
+        let page = page.0 as usize;
+        (page < self.total).then(|| self.users.get(page).map_or(0, |&users| users as usize))
+    }
+
+    /// A page for one user. The caller has checked that one is free.
     fn take(&mut self) -> PageId {
-        let page = self.free.pop().expect("callers check that enough pages are free");
-        self.users[page.0 as usize] = 1;
+        if let Some(page) = self.returned.pop() {
+            self.users[page.0 as usize] = 1;
+            return page;
+        }
+        // A pool has at most i32::MAX pages.
+        let page = PageId(self.users.len() as u32);
+        self.users.push(1);
         page
     }
 
@@ -86,7 +104,7 @@ impl PagePool {
         let users = &mut self.users[page.0 as usize];
         *users -= 1;
         if *users == 0 {
-            self.free.push(page);
+            self.returned.push(page);
         }
     }
 
@@ -133,16 +151,11 @@ impl PageTables {
         if page_size == 0 {
             return Err(PageError::PageSizeZero);
         }
-        let count = i32::try_from(pages).ok().filter(|_| page_size.checked_mul(pages).is_some());
-        let Some(count) = count else {
+        if pages > i32::MAX as usize || page_size.checked_mul(pages).is_none() {
             return Err(PageError::PoolTooLarge { pages, page_size });
-        };
-        Ok(PageTables {
-            page_size,
-            pool: PagePool::new(count.unsigned_abs()),
-            sequences: Vec::new(),
-            next: 0,
-        })
+        }
+        let pool = PagePool::new(pages);
+        Ok(PageTables { page_size, pool, sequences: Vec::new(), next: 0 })
     }
 
     /// Tokens per page.
@@ -152,17 +165,17 @@ impl PageTables {
 
     /// Pages of the pool, free or not.
     pub fn pages_total(&self) -> usize {
-        self.pool.users.len()
+        self.pool.total
     }
 
     /// Pages that no sequence holds.
     pub fn free_pages(&self) -> usize {
-        self.pool.free.len()
+        self.pool.free()
     }
 
     /// How many sequences hold a page; `None` for an id outside the pool.
     pub fn users(&self, page: PageId) -> Option<usize> {
-        self.pool.users.get(page.0 as usize).map(|&users| users as usize)
+        self.pool.users(page)
     }
 
     /// A new, empty sequence.

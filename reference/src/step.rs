@@ -71,15 +71,25 @@ pub struct Extent {
 impl Extent {
     /// The first size in which `self` exceeds `capacity`, as (name, size, capacity).
     pub(crate) fn beyond(&self, capacity: &Extent) -> Option<(&'static str, usize, usize)> {
+        let sizes = self.sizes().into_iter().zip(capacity.sizes());
+        sizes
+            .map(|((what, size), (_, capacity))| (what, size, capacity))
+            .find(|(_, size, capacity)| size > capacity)
+    }
+
+    /// The first size that no step can have, as (name, size).
+    pub(crate) fn past_any_step(&self) -> Option<(&'static str, usize)> {
+        self.sizes().into_iter().find(|(_, size)| *size > i32::MAX as usize)
+    }
+
+    fn sizes(&self) -> [(&'static str, usize); 5] {
         [
-            ("sequences", self.sequences, capacity.sequences),
-            ("total_q", self.total_q, capacity.total_q),
-            ("max_q_len", self.max_q_len, capacity.max_q_len),
-            ("max_kv_len", self.max_kv_len, capacity.max_kv_len),
-            ("writes", self.writes, capacity.writes),
+            ("sequences", self.sequences),
+            ("total_q", self.total_q),
+            ("max_q_len", self.max_q_len),
+            ("max_kv_len", self.max_kv_len),
+            ("writes", self.writes),
         ]
-        .into_iter()
-        .find(|(_, size, capacity)| size > capacity)
     }
 }
 
@@ -363,4 +373,32 @@ pub enum InvalidStep {
         /// Rows to append.
         writes: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // [S-1.3] [S-1.4] [S-4.3]
+    #[test]
+    fn sequences_are_packed_one_after_another() {
+        let tables = [[PageId(4), PageId(2)], [PageId(9), PageId(9)], [PageId(0), PageId(1)]];
+        let lens = [(2, 5), (0, 0), (3, 3)];
+        let sequences: Vec<Sequence<'_>> = lens
+            .into_iter()
+            .zip(&tables)
+            .map(|((q_len, kv_len), pages)| Sequence { q_len, kv_len, pages })
+            .collect();
+        let step = Step::new(3, &sequences, Mask::Causal).unwrap();
+        let span = |q_start, q_len, kv_len, page_start| Span { q_start, q_len, kv_len, page_start };
+        assert_eq!(step.spans(), [span(0, 2, 5, 0), span(2, 0, 0, 2), span(2, 3, 3, 2)]);
+        // Only the pages that the lengths use, so that spare entries cannot matter.
+        assert_eq!(step.page_ids(), [PageId(4), PageId(2), PageId(0)]);
+        let [first, empty, last] = [0, 1, 2].map(|index| &step.spans()[index]);
+        assert_eq!(step.pages(first), [PageId(4), PageId(2)]);
+        assert_eq!((step.pages(empty), step.pages(last)), (&[][..], &[PageId(0)][..]));
+        assert_eq!(step.slot(first, 4), Slot { page: PageId(2), row: 1 });
+        assert_eq!((step.page_size(), step.total_q(), step.pages_required()), (3, 5, 5));
+        assert!(step.sees(last, 1, 1) && !step.sees(last, 1, 2));
+    }
 }

@@ -363,6 +363,16 @@ fn huge_pools() {
         let expected = PageError::PoolTooLarge { pages, page_size };
         assert_eq!(error(PageTables::new(page_size, pages)), expected);
     }
+    // The largest pool is made without listing its pages.
+    let largest = i32::MAX as usize;
+    let mut tables = PageTables::new(1, largest).unwrap();
+    assert_eq!((tables.pages_total(), tables.free_pages()), (largest, largest));
+    assert_eq!(tables.users(PageId(largest as u32 - 1)), Some(0));
+    assert_eq!(tables.users(PageId(largest as u32)), None);
+    let sequence = tables.insert();
+    tables.extend(sequence, 3).unwrap();
+    assert_eq!(tables.free_pages(), largest - 3);
+
     let mut tables = PageTables::new(max, 1).unwrap();
     let sequence = tables.insert();
     tables.extend(sequence, i32::MAX as usize).unwrap();
@@ -426,6 +436,31 @@ fn plans_and_updates() {
     assert_snapshot!(
         capacity(Extent { writes: 1, ..fits }), @"writes is 2, and the plan's capacity is 1"
     );
+    // [S-1.6]: engines reserve memory for a capacity.
+    assert_snapshot!(
+        capacity(Extent { total_q: 1 << 31, ..fits }),
+        @"a capacity of 2147483648 total_q is past 2^31"
+    );
+    let largest = i32::MAX as usize;
+    let largest = Extent {
+        sequences: largest,
+        total_q: largest,
+        max_q_len: largest,
+        max_kv_len: largest,
+        writes: largest,
+    };
+    assert!(Planning::with_capacity(&problem, &step, largest).is_ok());
+    for too_large in [
+        Extent { sequences: usize::MAX, ..fits },
+        Extent { max_q_len: usize::MAX, ..fits },
+        Extent { max_kv_len: usize::MAX, ..fits },
+        Extent { writes: usize::MAX, ..fits },
+    ] {
+        assert!(matches!(
+            error(Planning::replayed(&problem, &step, too_large)),
+            InvalidCall::CapacityTooLarge { capacity: usize::MAX, .. }
+        ));
+    }
     let pages = [PageId(0), PageId(1)];
     let other = Step::new(8, &[sequence(2, 5, &pages)], Mask::Causal).unwrap();
     assert_snapshot!(

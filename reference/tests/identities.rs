@@ -483,7 +483,7 @@ impl Layer {
     }
 }
 
-// [S-5.4] would need a layer; here only that a rope of width 0 is legal where r = 0.
+// [S-4.8]: a rope of width 0 is legal where r = 0, and turns nothing.
 #[test]
 fn a_row_without_rope_key_rotates_nothing() {
     let geometry = Geometry::gla(2, 1, 3, 0).unwrap();

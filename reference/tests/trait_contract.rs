@@ -404,6 +404,34 @@ fn a_call_checks_the_pages_of_the_step_last_written() {
     assert_eq!(refused, Err(InvalidCall::PageOutOfRange { page: PageId(4), pages: 4 }));
 }
 
+// [S-4.1]: one set of tables, one step and one list of copies for layers of any rows.
+#[test]
+fn one_set_of_tables_serves_every_layer() {
+    let mut tables = PageTables::new(2, 6).unwrap();
+    let a = tables.insert();
+    tables.extend(a, 4).unwrap();
+    let prompt = tables.step(&[(a, 4)], MaskKind::Causal).unwrap();
+    let (b, _) = tables.fork(a).unwrap();
+    tables.truncate(b, 3).unwrap();
+    let copies = tables.extend(b, 1).unwrap();
+    let step = tables.step(&[(b, 1)], MaskKind::Causal).unwrap();
+    for (seed, geometry) in [Geometry::mha(2, 3), Geometry::gla(2, 2, 4, 2)].into_iter().enumerate()
+    {
+        let problem = Problem::new(geometry.unwrap(), Dtype::F32, 0.7).unwrap();
+        let layout = CacheLayout::new(*problem.geometry(), Dtype::F32, 2, 6).unwrap();
+        let mut cache = Reference.create_cache(layout).unwrap();
+        let mut numbers = Numbers(seed as u64);
+        let mut plain = Plain::random(&mut numbers, problem.geometry(), 1, 4);
+        append(&Reference, &problem, &prompt, &mut cache, &plain.rows);
+        Reference.copy_rows(CopyRows::new(&mut cache, &copies).unwrap()).unwrap();
+        plain.rows[3] = Plain::random(&mut numbers, problem.geometry(), 0, 1).rows.remove(0);
+        append(&Reference, &problem, &step, &mut cache, &plain.rows[3..]);
+        let (o, _) = attended(&Reference, &problem, &step, &cache, &plain.q[0]);
+        let alone = common::defined(&problem, MaskKind::Causal, &[plain], 3, 1);
+        assert_eq!(o, alone.o.iter().map(|&x| Dtype::F32.round(x)).collect::<Vec<_>>());
+    }
+}
+
 // [S-3.15] [S-3.16]: row by row as merge_row, rounded to the formats of the tensors.
 #[test]
 fn merging_tensors_is_merging_their_rows() {

@@ -1,7 +1,7 @@
 //! Writing the script of a case, and the oracle's record beside it.
 
 use super::pool::{Pool, Queried};
-use super::{Op, Question, Rotation, SPARE_ROWS, Script, maxima};
+use super::{Arrangement, Op, Question, Rotation, SPARE_ROWS, Script, maxima};
 use crate::case::{Case, InvalidCase, Lens};
 use crate::draft::{Draft, MaskShape};
 use crate::fill::{Filler, Token, TokenRow};
@@ -36,6 +36,7 @@ struct Live {
 /// Writes a script.
 pub(super) struct Builder<'a> {
     case: &'a Case,
+    arrangement: Arrangement,
     problem: Problem,
     filler: Filler,
     pool: Pool,
@@ -54,7 +55,10 @@ struct Asking {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(case: &'a Case) -> Result<Builder<'a>, InvalidCase> {
+    pub(super) fn new(
+        case: &'a Case,
+        arrangement: Arrangement,
+    ) -> Result<Builder<'a>, InvalidCase> {
         let refused =
             |reason| Err(InvalidCase::Scenario { scenario: case.scenario.to_string(), reason });
         if case.scenario.appends() && case.lens.iter().any(|lens| lens.q > lens.kv) {
@@ -71,14 +75,20 @@ impl<'a> Builder<'a> {
         if explicit && !one_mask {
             return refused("explicit parents fit one attention, and this has several");
         }
+        let rearranged =
+            matches!(case.scenario, Scenario::Attend | Scenario::Append | Scenario::Rotate(_));
+        if case.invariant && (explicit || case.shared || !rearranged) {
+            return refused("sequences here have other content alone than in this batch");
+        }
         let copies = if case.scenario == Scenario::Fork { 2 } else { 1 };
-        let room = |lens: &Lens| lens.kv + lens.q + case.page_size;
+        let room = |lens: &Lens| lens.kv + lens.q + arrangement.page_size;
         let tokens: Vec<usize> = (0..copies).flat_map(|_| case.lens.iter().map(room)).collect();
         Ok(Builder {
             case,
             problem: case.problem()?,
             filler: Filler::new(case, States::for_case(case)?),
-            pool: Pool::new(case, &tokens)?,
+            pool: Pool::new(case, &arrangement, &tokens)?,
+            arrangement,
             live: Vec::new(),
             ops: Vec::new(),
             questions: Vec::new(),
@@ -116,7 +126,7 @@ impl<'a> Builder<'a> {
         let nan = TokenRow { first: vec![f64::NAN; first], second: vec![f64::NAN; second] };
         let rows = vec![&nan; cells.len()];
         let append = self.append_op(&rows, false)?;
-        let step = Step::new(self.case.page_size, &[], Mask::Full)?.writing(cells)?;
+        let step = Step::new(self.arrangement.page_size, &[], Mask::Full)?.writing(cells)?;
         self.ops.push(Op::Plan { step, capacity: None });
         self.ops.push(append);
         Ok(())
@@ -124,35 +134,39 @@ impl<'a> Builder<'a> {
 
     /// Sequences with the tokens they begin with.
     fn begin(&mut self) -> Result<(), InvalidCase> {
-        let lens = self.case.lens.clone();
-        let drafted = |lens: &Lens| if self.case.scenario.appends() { lens.q } else { 0 };
-        let begins: Vec<usize> = lens.iter().map(|lens| lens.kv - drafted(lens)).collect();
-        let mut written = Vec::new();
-        for (content, (&lens, &len)) in lens.iter().zip(&begins).enumerate() {
-            let mut live =
-                Live { id: self.pool.tables.insert(), content, lens, tokens: Vec::new() };
-            let mut common = 0;
-            if self.case.shared && content > 0 {
-                common = len.min(begins[0]) / self.case.page_size * self.case.page_size;
-                // Nothing is written yet, so the copy of a fork's last page has nothing to copy.
-                self.pool.tables.remove(live.id)?;
-                live.id = self.pool.tables.fork(self.live[0].id)?.0;
-                self.pool.tables.truncate(live.id, common)?;
-                live.tokens = self.live[0].tokens[..common].to_vec();
-            }
+        let mut cells = Vec::new();
+        for index in 0..self.arrangement.sequences.len() {
+            let content = self.arrangement.sequences[index];
+            let lens = self.case.lens[content];
+            let len = lens.kv - if self.case.scenario.appends() { lens.q } else { 0 };
+            let mut live = self.beginning(content, lens, len)?;
+            let common = live.tokens.len();
             self.pool.tables.extend(live.id, len - common)?;
             for position in common..len {
                 live.tokens.push(self.token(&live, position, 0));
+                cells.push((index, position));
             }
-            written.push(common..len);
             self.live.push(live);
         }
-        let cells: Vec<(usize, usize)> =
-            written.into_iter().enumerate().flat_map(|(b, at)| at.map(move |p| (b, p))).collect();
-        let step = Step::new(self.case.page_size, &[], Mask::Full)?;
+        let step = Step::new(self.arrangement.page_size, &[], Mask::Full)?;
         let step = step.writing(self.writes(&cells)?)?;
         self.ops.push(Op::Plan { step, capacity: None });
         self.push_append(&cells)
+    }
+
+    /// A sequence with what it shares with the first one: nothing, or whole pages.
+    fn beginning(&mut self, content: usize, lens: Lens, len: usize) -> Result<Live, InvalidCase> {
+        let Some(first) = self.live.first().filter(|_| self.case.shared) else {
+            let id = self.pool.tables.insert();
+            return Ok(Live { id, content, lens, tokens: Vec::new() });
+        };
+        let page = self.arrangement.page_size;
+        let common = len.min(first.tokens.len()) / page * page;
+        let tokens = first.tokens[..common].to_vec();
+        // Nothing is written yet, so the copy of a fork's last page has nothing to copy.
+        let (id, _) = self.pool.tables.fork(first.id)?;
+        self.pool.tables.truncate(id, common)?;
+        Ok(Live { id, content, lens, tokens })
     }
 
     fn token(&self, live: &Live, position: usize, draft: u64) -> Held {
@@ -253,9 +267,9 @@ impl<'a> Builder<'a> {
     }
 
     fn parents(&self, asking: &[Asking]) -> Option<Vec<i32>> {
-        let lens: Vec<Lens> =
-            asking.iter().map(|asking| Lens { q: asking.q_len, kv: asking.end }).collect();
-        self.case.mask.parents(&lens, self.case.seed)
+        let draft = |asking: &Asking| (self.live[asking.live].content, asking.q_len);
+        let drafts: Vec<(usize, usize)> = asking.iter().map(draft).collect();
+        self.case.mask.parents(&drafts, self.case.seed)
     }
 
     fn mask_kind<'m>(&self, parents: Option<&'m [i32]>) -> MaskKind<'m> {
@@ -465,7 +479,8 @@ impl<'a> Builder<'a> {
             child.id = id;
             child.content += parents;
             // Back into a full page where there is one, so that growing has to copy it.
-            let len = child.tokens.len().saturating_sub(1 + self.case.page_size / 2);
+            let back = 1 + self.arrangement.page_size / 2;
+            let len = child.tokens.len().saturating_sub(back);
             self.pool.tables.truncate(id, len)?;
             child.tokens.truncate(len);
             self.live.push(child);
@@ -480,7 +495,7 @@ impl<'a> Builder<'a> {
     /// Two attentions over disjoint positions, merged.
     fn merge(&mut self) -> Result<(), InvalidCase> {
         let mut noise = Noise::new(self.case.seed, &[0x6567_7265]);
-        let page = self.case.page_size;
+        let page = self.arrangement.page_size;
         let everyone = self.everyone();
         let cut = |asking: &Asking, noise: &mut Noise| {
             noise.below(asking.end.saturating_sub(asking.q_len) / page + 1) * page
@@ -521,7 +536,7 @@ impl<'a> Builder<'a> {
         let spare = 3;
         let capacity = Extent {
             total_q: extent.total_q + spare,
-            max_kv_len: extent.max_kv_len + self.case.page_size,
+            max_kv_len: extent.max_kv_len + self.arrangement.page_size,
             ..extent
         };
         self.plan(&first, parents[0].as_deref(), false, Some(capacity))?;

@@ -1,5 +1,6 @@
 //! Where pages really lie: page tables over a pool whose ids are shuffled and mostly not adjacent.
 
+use super::Arrangement;
 use crate::case::{Case, InvalidCase};
 use crate::noise::Noise;
 use grouped_attention::{
@@ -26,9 +27,14 @@ pub(super) struct Pool {
 
 impl Pool {
     /// Room for `tokens` tokens a sequence, as many times as `tokens` lists.
-    pub(super) fn new(case: &Case, tokens: &[usize]) -> Result<Pool, InvalidCase> {
-        let mut noise = Noise::new(case.seed, &[0x6c6f_6f70]);
-        let page = case.page_size.max(1);
+    pub(super) fn new(
+        case: &Case,
+        arrangement: &Arrangement,
+        tokens: &[usize],
+    ) -> Result<Pool, InvalidCase> {
+        let mut noise = Noise::new(case.seed, &[0x6c6f_6f70, arrangement.places]);
+        let page_size = arrangement.page_size;
+        let page = page_size.max(1);
         let pages: usize = tokens.iter().map(|&tokens| tokens.div_ceil(page)).sum();
         let near = pages + IDLE_PAGES;
         let mut places: Vec<PageId> = (0..near as u32).map(PageId).collect();
@@ -42,10 +48,15 @@ impl Pool {
                 place.0 += first_far as u32;
             }
         }
-        noise.shuffle(&mut places);
+        // Places are given for the case's own page size.
+        if case.places.is_empty() || arrangement.places != 0 {
+            noise.shuffle(&mut places);
+        } else {
+            put_first(&mut places, &case.places)?;
+        }
         Ok(Pool {
-            tables: PageTables::new(case.page_size, pages)?,
-            layout: CacheLayout::new(case.geometry, case.dtype, case.page_size, total)?,
+            tables: PageTables::new(page_size, pages)?,
+            layout: CacheLayout::new(case.geometry, case.dtype, page_size, total)?,
             places,
             noise,
         })
@@ -110,6 +121,18 @@ impl Pool {
         let mask = Mask::new(mask, queries.iter().map(|queried| queried.q_len))?;
         Ok(Step::new(self.tables.page_size(), &sequences, mask)?)
     }
+}
+
+/// Moves the pages that `first` names to the front, in its order.
+fn put_first(places: &mut [PageId], first: &[u32]) -> Result<(), InvalidCase> {
+    for (index, &page) in first.iter().enumerate() {
+        let at = places.iter().skip(index).position(|place| place.0 == page);
+        let Some(at) = at else {
+            return Err(InvalidCase::Places { places: first.to_vec(), pages: places.len() });
+        };
+        places[index..=index + at].rotate_right(1);
+    }
+    Ok(())
 }
 
 /// One sequence of a step: its last `q_len` tokens ask, and positions `first..end` are cached.

@@ -1,0 +1,161 @@
+//! Attention: the schedule's tasks over the threads, then the joins.
+
+use crate::backend::CpuBackend;
+use crate::buffer::with_element;
+use crate::cache::CpuCache;
+use crate::disjoint::Disjoint;
+use crate::kernel::Kernel;
+use crate::lanes::{Job, Lanes, Unit};
+use crate::output::Output;
+use crate::plan::{Padded, Scratch, Steps, Workspace};
+use crate::schedule::Join;
+use crate::softmax::Online;
+use crate::task::TaskRun;
+use crate::threads::Threads;
+use grouped_attention::{Attend, Geometry};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Runs one attend.
+pub(crate) fn attend(kernel: Kernel, threads: &Threads, call: Attend<'_, CpuBackend>) {
+    let (steps, workspace) = call.plan.split();
+    let problem = steps.problem;
+    let output = Output::new(problem.output(), call.o, call.lse, problem.geometry().width_v());
+    let Workspace { scratches, parts } = workspace;
+    let mut shared = Shared {
+        steps,
+        geometry: *problem.geometry(),
+        padded: Padded::new(problem.geometry().row()),
+        scale_log2: (problem.scale() * std::f64::consts::LOG2_E) as f32,
+        cache: call.cache,
+        parts: Disjoint::new(parts.as_mut_slice()),
+        output,
+        interleaved: false,
+    };
+    with_element!(problem.dtype(), E => {
+        shared.interleaved = E::INTERLEAVED;
+        let q = call.q.values::<E>();
+        let tasks = &steps.schedule.tasks;
+        for_each(threads, scratches, tasks, |scratch, task| {
+            kernel.run(TaskRun { shared: &shared, q, task, scratch });
+        });
+        for_each(threads, scratches, &steps.schedule.joins, |_, join| {
+            kernel.run(JoinRun { shared: &shared, join });
+        });
+    }, else unreachable!("no plan has another format"));
+}
+
+/// Everything that all tasks of a call share.
+#[derive(Debug)]
+pub(crate) struct Shared<'a> {
+    pub(crate) steps: Steps<'a>,
+    pub(crate) geometry: Geometry,
+    pub(crate) padded: Padded,
+    /// The scale in base 2, rounded once.
+    pub(crate) scale_log2: f32,
+    pub(crate) cache: &'a CpuCache,
+    /// As [`Workspace::parts`].
+    pub(crate) parts: Disjoint<'a, f32>,
+    pub(crate) output: Output<'a>,
+    /// The order of sums, [`Unit::INTERLEAVED`] of the cache's format.
+    pub(crate) interleaved: bool,
+}
+
+impl Shared<'_> {
+    /// Query row `row` of a run of queries and heads: its token, and its place among `total_q *
+    /// h_q` rows. Rows of one cached head stand together, in the order of tokens, then heads.
+    pub(crate) fn place(
+        &self,
+        sequence: usize,
+        heads: &std::ops::Range<usize>,
+        queries: &std::ops::Range<usize>,
+        row: usize,
+    ) -> (usize, usize) {
+        let group = self.geometry.group();
+        let (head, row) = (row / (queries.len() * group), row % (queries.len() * group));
+        let t = queries.start + row / group;
+        let i = (heads.start + head) * group + row % group;
+        (t, (self.steps.spans[sequence].q_start + t) * self.geometry.h_q() + i)
+    }
+
+    /// Normalises the sums of a run's rows and writes them out.
+    ///
+    /// # Safety
+    /// No other slice of the output may reach these rows meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn finish<L: Lanes>(
+        &self,
+        lanes: L,
+        sequence: usize,
+        heads: &std::ops::Range<usize>,
+        queries: &std::ops::Range<usize>,
+        sums: &mut [f32],
+    ) {
+        let span = &self.steps.spans[sequence];
+        let stride = self.padded.sums_stride();
+        for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
+            let (t, place) = self.place(sequence, heads, queries, row);
+            let mut online = online(sums);
+            let lse = online.normalise(lanes, self.steps.mask.sees_any(span, t));
+            // SAFETY: the caller's promise.
+            unsafe { self.output.write::<L>(place, online.o, lse, self.interleaved) }
+        }
+    }
+}
+
+/// The sums that a row of the workspace holds: o on a unit of its own, then m and l.
+#[inline(always)]
+pub(crate) fn online(sums: &mut [f32]) -> Online<'_> {
+    let (o, rest) = sums.split_at_mut(sums.len() - 32);
+    let [m, l, ..] = rest else { unreachable!("a row ends in a unit for m and l") };
+    Online { m, l, o }
+}
+
+/// Merges the parts of some rows, in the order of their positions.
+struct JoinRun<'a> {
+    shared: &'a Shared<'a>,
+    join: &'a Join,
+}
+
+impl Job for JoinRun<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let JoinRun { shared, join } = self;
+        let stride = shared.padded.sums_stride();
+        let rows = join.heads.len() * join.queries.len() * shared.geometry.group();
+        // SAFETY: the schedule gives every part rows of its own, its task is done, and this is
+        // the one join that reads them.
+        let parts = unsafe { shared.parts.take(join.slot * stride, join.parts * rows * stride) };
+        let (sums, others) = parts.split_at_mut(rows * stride);
+        for part in others.chunks_exact_mut(rows * stride) {
+            let rows = sums.chunks_exact_mut(stride).zip(part.chunks_exact_mut(stride));
+            for (sums, part) in rows {
+                let part = online(part);
+                online(sums).merge(lanes, *part.m, *part.l, part.o);
+            }
+        }
+        // SAFETY: no other task or join writes this sequence's heads and queries.
+        unsafe { shared.finish(lanes, join.sequence, &join.heads, &join.queries, sums) }
+    }
+}
+
+/// Runs `work` for each item, on as many threads as there are scratches. Which thread runs which
+/// item is left to chance; nothing may depend on it.
+fn for_each<T: Sync>(
+    threads: &Threads,
+    scratches: &mut [Scratch],
+    items: &[T],
+    work: impl Fn(&mut Scratch, &T) + Sync,
+) {
+    let next = AtomicUsize::new(0);
+    // Relaxed: an item is read through a shared slice; the counter only has to count.
+    let drain = |scratch: &mut Scratch| {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(scratch, item);
+        }
+    };
+    match (items.len(), scratches) {
+        (0, _) => {}
+        (1, [scratch, ..]) | (_, [scratch]) => drain(scratch),
+        (_, scratches) => threads.each(scratches, drain),
+    }
+}

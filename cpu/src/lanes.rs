@@ -1,0 +1,152 @@
+//! Vectors of f32: one small set of operations per instruction set, on which every kernel but the
+//! matrix one is written once.
+
+mod portable;
+
+pub(crate) use portable::Portable;
+
+use crate::buffer::Element;
+
+/// An instruction set. A value of the type is the proof that the processor has it, which is what
+/// makes the operations safe to call.
+///
+/// Every method is inlined into the function that [`vectorize`](Self::vectorize) runs, which is
+/// compiled for the instruction set; elsewhere they are right but slow.
+pub(crate) trait Lanes: Copy + Send + Sync + 'static {
+    /// A vector of [`LANES`](Self::LANES) f32.
+    type F: Copy;
+    const LANES: usize;
+    /// Elements of a *unit*: the two vectors that are loaded together.
+    const UNIT: usize = 2 * Self::LANES;
+    /// True if [`fma`](Self::fma) rounds once.
+    const FUSED: bool;
+
+    /// Runs `job` compiled for this instruction set.
+    fn vectorize<J: Job>(self, job: J);
+
+    fn splat(self, x: f32) -> Self::F;
+    /// The first `LANES` elements.
+    fn load(self, x: &[f32]) -> Self::F;
+    /// Overwrites the first `LANES` elements.
+    fn store(self, x: &mut [f32], v: Self::F);
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a` where it is greater than `b`, else `b`: a NaN in `a` is ignored, one in `b` kept.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Sum over the lanes, in an order of its own that is always the same.
+    fn sum(self, v: Self::F) -> f32;
+    /// `2^x` within [`EXP_ERROR`]; 0 below -126, NaN for NaN, 1 for 0.
+    fn exp2(self, x: Self::F) -> Self::F;
+
+    /// A unit of f32 as it lies: the first half, then the second.
+    fn unit_f32(self, x: &[f32]) -> [Self::F; 2] {
+        [self.load(x), self.load(&x[Self::LANES..])]
+    }
+    /// A unit of f16 as it lies.
+    fn unit_f16(self, x: &[half::f16]) -> [Self::F; 2];
+    /// A unit of bf16: the even elements, then the odd ones. A bf16 is the upper half of an f32, so
+    /// this order takes one shift and one mask, and the order as it lies twice as many operations.
+    fn unit_bf16(self, x: &[half::bf16]) -> [Self::F; 2];
+}
+
+/// Something to run compiled for an instruction set.
+pub(crate) trait Job {
+    fn run<L: Lanes>(self, lanes: L);
+}
+
+/// A format that lanes load. Queries and outputs are kept in the order of its units.
+pub(crate) trait Unit: Element {
+    /// Where a unit keeps its odd elements behind its even ones.
+    const INTERLEAVED: bool;
+    fn unit<L: Lanes>(lanes: L, x: &[Self]) -> [L::F; 2];
+    fn zero() -> Self;
+}
+
+impl Unit for f32 {
+    const INTERLEAVED: bool = false;
+    #[inline(always)]
+    fn unit<L: Lanes>(lanes: L, x: &[f32]) -> [L::F; 2] {
+        lanes.unit_f32(x)
+    }
+    fn zero() -> f32 {
+        0.0
+    }
+}
+
+impl Unit for half::f16 {
+    const INTERLEAVED: bool = false;
+    #[inline(always)]
+    fn unit<L: Lanes>(lanes: L, x: &[half::f16]) -> [L::F; 2] {
+        lanes.unit_f16(x)
+    }
+    fn zero() -> half::f16 {
+        half::f16::ZERO
+    }
+}
+
+impl Unit for half::bf16 {
+    const INTERLEAVED: bool = true;
+    #[inline(always)]
+    fn unit<L: Lanes>(lanes: L, x: &[half::bf16]) -> [L::F; 2] {
+        lanes.unit_bf16(x)
+    }
+    fn zero() -> half::bf16 {
+        half::bf16::ZERO
+    }
+}
+
+/// Largest relative error of [`Lanes::exp2`] for results that are not subnormal: 2^-22.7 of the
+/// polynomial, and what its last steps round, less than 2^-22 together.
+pub(crate) const EXP_ERROR: f64 = 1.0 / (1 << 21) as f64;
+
+/// `2^f` for f in [-1/2, 1/2], constant term last: the polynomial of degree 5 with the least
+/// relative error (Remez), 2^-23.7, and its constant term replaced by 1, so that `2^0` is 1.
+pub(crate) const EXP2: [f32; 6] =
+    [0.001_327_647_2, 0.009_675_541, 0.055_507_133, 0.240_221_2, 0.693_146_97, 1.0];
+
+/// Exponents below this give 0: results would be subnormal.
+pub(crate) const EXP2_MIN: f32 = -126.0;
+/// Exponents are clamped here; larger ones only arise from infinite scores, and overflow after it.
+pub(crate) const EXP2_MAX: f32 = 127.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exp2<'a>(&'a mut [f32]);
+
+    impl Job for Exp2<'_> {
+        fn run<L: Lanes>(self, lanes: L) {
+            for chunk in self.0.chunks_exact_mut(L::LANES) {
+                let y = lanes.exp2(lanes.load(chunk));
+                lanes.store(chunk, y);
+            }
+        }
+    }
+
+    // [S-7.9]: the declared error holds over the whole range, at a spacing that meets every
+    // fraction of the polynomial's interval many times.
+    #[test]
+    fn exponentials_keep_their_error() {
+        for kernel in crate::Kernel::available() {
+            let x: Vec<f32> = (0..1 << 18).map(|i| -126.0 * i as f32 / (1 << 18) as f32).collect();
+            let mut y = x.clone();
+            kernel.run(Exp2(&mut y));
+            for (x, y) in x.iter().zip(y) {
+                let exact = f64::from(*x).exp2();
+                let error = ((f64::from(y) - exact) / exact).abs();
+                assert!(error <= EXP_ERROR, "{kernel:?}: 2^{x} = {y}, off by {error:e}");
+            }
+            let mut special = [0.0, f32::NEG_INFINITY, f32::NAN, -126.5, -1e30, 1.0, -1.0, 8.0];
+            let mut padded = [0.0; 16];
+            padded[..8].copy_from_slice(&special);
+            kernel.run(Exp2(&mut padded));
+            special.copy_from_slice(&padded[..8]);
+            assert!(special[2].is_nan(), "{kernel:?}");
+            special[2] = 0.0;
+            assert_eq!(special, [1.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.5, 256.0], "{kernel:?}");
+        }
+    }
+}

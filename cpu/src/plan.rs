@@ -1,0 +1,224 @@
+//! The plan of one step: what the schedule reads of it, the schedule, and the workspace.
+
+use crate::backend::CpuBackend;
+use crate::buffer::Buffer;
+use crate::schedule::{BLOCK, Bounds, Schedule, Sizes, schedule};
+use crate::visibility::Visibility;
+use grouped_attention::{
+    EngineError, Extent, PageId, PlanInfo, Planned, Planning, Problem, Row, Span, Step, Update,
+    Write,
+};
+
+/// The plan of one step, for all layers that share it.
+#[derive(Debug)]
+pub struct CpuPlan {
+    planned: Planned,
+    step: StepCopy,
+    sizes: Sizes,
+    schedule: Schedule,
+    workspace: Workspace,
+}
+
+/// The step's contents, in memory that later steps reuse.
+#[derive(Debug)]
+struct StepCopy {
+    spans: Vec<Span>,
+    page_ids: Vec<PageId>,
+    writes: Vec<Write>,
+    mask: Visibility,
+}
+
+/// Everything that attending writes beside its outputs.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    /// One per thread.
+    pub(crate) scratches: Vec<Scratch>,
+    /// Sums of parts, `[slot_rows, 2 + o_stride]`: m, l, o.
+    pub(crate) parts: Buffer,
+}
+
+/// What one thread needs for a task.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    /// Queries in the order of the units, `[rows, q_stride]`.
+    pub(crate) q: Buffer,
+    /// Scores, then probabilities of one head, `[rows of a head, BLOCK]`.
+    pub(crate) scores: Buffer,
+    /// Sums, `[rows, 2 + o_stride]`.
+    pub(crate) sums: Buffer,
+    /// Where each position of a block begins in both parts of the cache, `[2, BLOCK]`.
+    pub(crate) offsets: [Box<[usize]>; 2],
+    /// Positions of a block that each query token sees, as bits, `[queries]`.
+    pub(crate) sees: Box<[u64]>,
+}
+
+const _: () = assert!(BLOCK == u64::BITS as usize, "a block's positions are the bits of a word");
+
+/// Widths in memory: whole units of every instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Padded {
+    /// Key elements taken from the first part of a row, and from the second.
+    pub(crate) key: [usize; 2],
+    /// Value elements.
+    pub(crate) value: usize,
+}
+
+/// The widest unit, in elements.
+const UNIT: usize = 32;
+
+impl Padded {
+    pub(crate) fn new(row: Row) -> Padded {
+        let key = match row {
+            Row::Separate { d_k, .. } => [d_k, 0],
+            Row::Tied { n, r, .. } => [n, r],
+        };
+        Padded {
+            key: key.map(|width| width.next_multiple_of(UNIT)),
+            value: row.width_v().next_multiple_of(UNIT),
+        }
+    }
+
+    /// Elements from one packed query or key to the next.
+    pub(crate) fn q_stride(&self) -> usize {
+        self.key[0] + self.key[1]
+    }
+
+    /// Elements from one row's sums to the next: m, l and o, `o` on a unit of its own.
+    pub(crate) fn sums_stride(&self) -> usize {
+        self.value + UNIT
+    }
+}
+
+impl PlanInfo for CpuPlan {
+    fn planned(&self) -> &Planned {
+        &self.planned
+    }
+}
+
+impl CpuPlan {
+    pub(crate) fn new(call: &Planning<'_>, threads: usize) -> Result<CpuPlan, EngineError> {
+        let planned = call.planned();
+        let sizes = sizes(call.problem, threads);
+        let capacity = *planned.capacity();
+        let bounds = sizes.bounds(&capacity);
+        let mut plan = CpuPlan {
+            step: StepCopy::with_capacity(&capacity, planned.page_size())?,
+            sizes,
+            schedule: Schedule {
+                tasks: with_capacity(bounds.tasks)?,
+                joins: with_capacity(bounds.joins)?,
+            },
+            workspace: Workspace::new(call.problem, &bounds, threads)?,
+            planned,
+        };
+        plan.write(call.step);
+        Ok(plan)
+    }
+
+    /// Rewrites the plan for another step within its capacity; allocates nothing.
+    pub(crate) fn update(call: Update<'_, CpuBackend>) {
+        let planned = call.planned();
+        call.plan.planned = planned;
+        call.plan.write(call.step);
+    }
+
+    fn write(&mut self, step: &Step) {
+        self.step.write(step);
+        schedule(&self.sizes, &self.step.spans, &self.step.mask, &mut self.schedule);
+    }
+
+    pub(crate) fn writes(&self) -> &[Write] {
+        &self.step.writes
+    }
+
+    /// The parts that attending reads, and the workspace that it writes.
+    pub(crate) fn split(&mut self) -> (Steps<'_>, &mut Workspace) {
+        let steps = Steps {
+            problem: self.planned.problem(),
+            page_size: self.planned.page_size(),
+            spans: &self.step.spans,
+            page_ids: &self.step.page_ids,
+            mask: &self.step.mask,
+            schedule: &self.schedule,
+        };
+        (steps, &mut self.workspace)
+    }
+}
+
+/// What attending reads of a plan.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Steps<'a> {
+    pub(crate) problem: &'a Problem,
+    pub(crate) page_size: usize,
+    pub(crate) spans: &'a [Span],
+    pub(crate) page_ids: &'a [PageId],
+    pub(crate) mask: &'a Visibility,
+    pub(crate) schedule: &'a Schedule,
+}
+
+fn sizes(problem: &Problem, threads: usize) -> Sizes {
+    let geometry = problem.geometry();
+    Sizes {
+        heads: geometry.heads(),
+        group: geometry.group(),
+        width_k: geometry.width_k(),
+        width_v: geometry.width_v(),
+        token_bytes: geometry.row().elements() * problem.dtype().bytes(),
+        threads,
+        batch_invariant: problem.is_batch_invariant(),
+    }
+}
+
+fn with_capacity<T>(capacity: usize) -> Result<Vec<T>, EngineError> {
+    let mut items = Vec::new();
+    let bytes = capacity.saturating_mul(size_of::<T>());
+    items.try_reserve_exact(capacity).map_err(|_| EngineError::OutOfMemory { bytes })?;
+    Ok(items)
+}
+
+impl StepCopy {
+    fn with_capacity(capacity: &Extent, page_size: usize) -> Result<StepCopy, EngineError> {
+        // A step has at most i32::MAX table entries, and memory is only taken by those written.
+        let pages = capacity.max_kv_len.div_ceil(page_size);
+        let entries = capacity.sequences.saturating_mul(pages).min(i32::MAX as usize);
+        Ok(StepCopy {
+            spans: with_capacity(capacity.sequences)?,
+            page_ids: with_capacity(entries)?,
+            writes: with_capacity(capacity.writes)?,
+            mask: Visibility::with_parents(with_capacity(capacity.total_q)?),
+        })
+    }
+
+    fn write(&mut self, step: &Step) {
+        self.spans.clear();
+        self.spans.extend_from_slice(step.spans());
+        self.page_ids.clear();
+        self.page_ids.extend_from_slice(step.page_ids());
+        self.writes.clear();
+        self.writes.extend_from_slice(step.writes());
+        self.mask.write(step.mask());
+    }
+}
+
+impl Workspace {
+    fn new(problem: &Problem, bounds: &Bounds, threads: usize) -> Result<Workspace, EngineError> {
+        let padded = Padded::new(problem.geometry().row());
+        let scratch = |_| Scratch::new(padded, bounds);
+        Ok(Workspace {
+            scratches: (0..threads).map(scratch).collect::<Result<_, _>>()?,
+            parts: Buffer::zeroed::<f32>(bounds.slot_rows.saturating_mul(padded.sums_stride()))?,
+        })
+    }
+}
+
+impl Scratch {
+    fn new(padded: Padded, bounds: &Bounds) -> Result<Scratch, EngineError> {
+        Ok(Scratch {
+            q: Buffer::zeroed::<f32>(bounds.rows * padded.q_stride())?,
+            scores: Buffer::zeroed::<f32>(bounds.rows * BLOCK)?,
+            sums: Buffer::zeroed::<f32>(bounds.rows * padded.sums_stride())?,
+            offsets: [vec![0; BLOCK].into(), vec![0; BLOCK].into()],
+            sees: vec![0; bounds.queries].into(),
+        })
+    }
+}

@@ -1,0 +1,413 @@
+//! Cutting a step into tasks.
+//!
+//! A task is one sequence, a run of its cached heads, a run of its queries, and a range of its
+//! positions. Every task reads its range of the cache once, whatever the number of queries: all
+//! query heads of a cached head and all query tokens of the task are the rows of one tile. Ranges
+//! of one tile that different tasks cover are joined afterwards, in the order of the positions.
+//!
+//! The planner is a pure function of lengths and sizes: no thread, clock or address enters.
+
+use crate::visibility::Visibility;
+use grouped_attention::{Extent, Span};
+use std::ops::Range;
+
+/// What the planner knows of problem, kernel and machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// Cached heads.
+    pub(crate) heads: usize,
+    /// Query heads of one cached head.
+    pub(crate) group: usize,
+    /// Width of a key.
+    pub(crate) width_k: usize,
+    /// Width of a value.
+    pub(crate) width_v: usize,
+    /// Bytes that one token takes in the cache.
+    pub(crate) token_bytes: usize,
+    /// Threads that will run the tasks.
+    pub(crate) threads: usize,
+    /// True if sums must be cut by the sequence's own length alone.
+    pub(crate) batch_invariant: bool,
+}
+
+/// Positions that are scored together. Ranges begin at multiples of it, so that how a block is cut
+/// depends neither on pages nor on neighbours.
+pub(crate) const BLOCK: usize = 64;
+
+/// Elements of `o` that a task keeps: 1 MiB, half of a common L2 cache.
+const MAX_STATE: usize = 1 << 18;
+
+/// Rows of one head that a task takes before it splits the heads: enough to make a block of the
+/// cache, once it is there, compute-bound on any kernel.
+const FULL_ROWS: usize = 256;
+
+/// Tasks per thread that a large step is cut into, so that a thread that is held up leaves its
+/// share to the others.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Fewest positions of a part: joining must stay far cheaper than attending.
+const MIN_PART: usize = 4 * BLOCK;
+
+/// Most parts of a sequence in batch-invariant mode.
+const MAX_INVARIANT_PARTS: usize = 16;
+
+/// One unit of work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Task {
+    /// Index of the sequence.
+    pub(crate) sequence: usize,
+    /// Cached heads.
+    pub(crate) heads: Range<usize>,
+    /// Query tokens, local to the sequence.
+    pub(crate) queries: Range<usize>,
+    /// Positions of the cache.
+    pub(crate) positions: Range<usize>,
+    /// The first of the workspace's rows that its sums go to, or `None` where it is the whole
+    /// result and goes straight to the output.
+    pub(crate) slot: Option<usize>,
+}
+
+/// Parts that become one result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Join {
+    /// Index of the sequence.
+    pub(crate) sequence: usize,
+    /// Cached heads.
+    pub(crate) heads: Range<usize>,
+    /// Query tokens, local to the sequence.
+    pub(crate) queries: Range<usize>,
+    /// The first of the workspace's rows that hold the parts, in the order of their positions.
+    pub(crate) slot: usize,
+    /// Number of parts.
+    pub(crate) parts: usize,
+}
+
+/// The tasks of one step, and what must be joined when they are done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) joins: Vec<Join>,
+}
+
+/// Largest sizes of a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) tasks: usize,
+    pub(crate) joins: usize,
+    /// Query tokens of one task.
+    pub(crate) queries: usize,
+    /// Rows of all heads of one task.
+    pub(crate) rows: usize,
+    /// Rows of all parts that are to be joined.
+    pub(crate) slot_rows: usize,
+}
+
+impl Sizes {
+    /// Query tokens that a task takes at most, and the heads it takes of so many.
+    fn tile(&self) -> (usize, usize) {
+        let rows = MAX_STATE.div_ceil(self.width_v);
+        let all_heads = rows / (self.heads * self.group);
+        let wanted = FULL_ROWS.div_ceil(self.group);
+        // All heads of a token stand together in memory, so they are parted only where that
+        // leaves a head fewer rows than it wants.
+        if all_heads >= wanted {
+            return (all_heads, self.heads);
+        }
+        let heads = (rows / (wanted * self.group)).clamp(1, self.heads);
+        (wanted, heads)
+    }
+
+    /// Query tokens and heads of a task, for a sequence of `q_len` queries.
+    fn tile_for(&self, q_len: usize) -> (usize, usize) {
+        let (queries, heads) = self.tile();
+        if q_len >= queries {
+            return (queries, heads);
+        }
+        let rows = MAX_STATE.div_ceil(self.width_v);
+        (queries, (rows / (q_len.max(1) * self.group)).clamp(1, self.heads))
+    }
+
+    /// Cost of one position for a task, in bytes of memory traffic: what it reads, and its
+    /// arithmetic at the 16 operations a vector unit does while a byte arrives.
+    fn weight(&self, heads: usize, queries: usize) -> usize {
+        let flops = 2 * heads * self.group * queries * (self.width_k + self.width_v);
+        (self.token_bytes * heads).div_ceil(self.heads) + flops / 16
+    }
+
+    /// The most that any schedule within an extent needs.
+    pub(crate) fn bounds(&self, extent: &Extent) -> Bounds {
+        // Capacities are the caller's numbers: what overflows is out of memory later.
+        let (queries, _) = self.tile();
+        let queries = queries.min(extent.max_q_len).max(1);
+        let limit = MAX_STATE.div_ceil(self.width_v).max(queries * self.group);
+        let rows = (queries * self.group * self.heads).min(limit);
+        // A tile per started run of queries, times the runs of heads it may be parted into.
+        let runs = extent.sequences.saturating_add(extent.total_q / queries);
+        let tiles = runs.saturating_mul(self.heads);
+        let (parts, slot_rows) = if self.batch_invariant {
+            let parts = invariant_parts(extent.max_kv_len);
+            let all_rows = extent.total_q.saturating_mul(self.group * self.heads);
+            let slot_rows = if parts > 1 { all_rows.saturating_mul(parts) } else { 0 };
+            (tiles.saturating_mul(parts), slot_rows)
+        } else {
+            // A tile of weight w in a step of weight W goes into at most 2 n w / W parts if into
+            // more than one, and these sum to 2 n.
+            let parts = 2 * TASKS_PER_THREAD * self.threads;
+            (parts, if self.threads > 1 { parts * rows } else { 0 })
+        };
+        Bounds {
+            tasks: tiles.saturating_add(parts),
+            joins: tiles.min(parts),
+            queries,
+            rows,
+            slot_rows,
+        }
+    }
+}
+
+/// Parts of a sequence in batch-invariant mode: a function of its length alone.
+fn invariant_parts(kv_len: usize) -> usize {
+    (kv_len / (4 * MIN_PART)).clamp(1, MAX_INVARIANT_PARTS)
+}
+
+/// Writes the schedule of a step. Allocates nothing that [`Sizes::bounds`] has made room for.
+pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &mut Schedule) {
+    out.tasks.clear();
+    out.joins.clear();
+    let tiles =
+        || spans.iter().enumerate().flat_map(move |(index, span)| tiles(sizes, index, span));
+    let weight = |tile: &Tile| {
+        let end = mask.visible_end(&spans[tile.sequence], &tile.queries);
+        end.saturating_mul(sizes.weight(tile.heads.len(), tile.queries.len()))
+    };
+    let total = tiles().fold(0_usize, |sum, tile| sum.saturating_add(weight(&tile)));
+    let share = total.div_ceil(TASKS_PER_THREAD * sizes.threads).max(1);
+    let mut next_slot = 0;
+    for tile in tiles() {
+        let span = &spans[tile.sequence];
+        let end = mask.visible_end(span, &tile.queries);
+        let length = if sizes.batch_invariant {
+            // The visible end depends on the tile's queries; the cut may not.
+            span.kv_len.div_ceil(invariant_parts(span.kv_len))
+        } else if sizes.threads == 1 {
+            end
+        } else {
+            let weight = weight(&tile);
+            let parts = weight.div_ceil(share).min(2 * weight / share);
+            end.div_ceil(parts.max(1)).max(MIN_PART)
+        };
+        let length = length.next_multiple_of(BLOCK).max(BLOCK);
+        // A tile that sees nothing is a task too: it writes empty rows.
+        let parts = end.div_ceil(length).max(1);
+        let rows = tile.heads.len() * sizes.group * tile.queries.len();
+        let first_slot = next_slot;
+        for part in 0..parts {
+            let slot = (parts > 1).then_some(next_slot);
+            next_slot += slot.map_or(0, |_| rows);
+            out.tasks.push(Task {
+                sequence: tile.sequence,
+                heads: tile.heads.clone(),
+                queries: tile.queries.clone(),
+                positions: part * length..((part + 1) * length).min(end),
+                slot,
+            });
+        }
+        if parts > 1 {
+            let Tile { sequence, heads, queries } = tile;
+            out.joins.push(Join { sequence, heads, queries, slot: first_slot, parts });
+        }
+    }
+}
+
+/// The rows of one or more tasks: a run of heads and a run of queries.
+struct Tile {
+    sequence: usize,
+    heads: Range<usize>,
+    queries: Range<usize>,
+}
+
+fn tiles(sizes: &Sizes, sequence: usize, span: &Span) -> impl Iterator<Item = Tile> + use<> {
+    let (queries, heads) = sizes.tile_for(span.q_len);
+    let (q_len, all_heads) = (span.q_len, sizes.heads);
+    (0..q_len).step_by(queries).flat_map(move |q| {
+        (0..all_heads).step_by(heads).map(move |h| Tile {
+            sequence,
+            heads: h..(h + heads).min(all_heads),
+            queries: q..(q + queries).min(q_len),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use grouped_attention::{Mask, MaskKind};
+    use proptest::prelude::*;
+
+    const GQA: Sizes = Sizes {
+        heads: 8,
+        group: 4,
+        width_k: 128,
+        width_v: 128,
+        token_bytes: 4096,
+        threads: 2,
+        batch_invariant: false,
+    };
+
+    fn spans(lens: &[(usize, usize)]) -> Vec<Span> {
+        let mut q_start = 0;
+        let span = |&(q_len, kv_len): &(usize, usize)| {
+            let span = Span { q_start, q_len, kv_len, page_start: 0 };
+            q_start += q_len;
+            span
+        };
+        lens.iter().map(span).collect()
+    }
+
+    fn planned(sizes: &Sizes, lens: &[(usize, usize)], mask: &Mask) -> Schedule {
+        let mut visibility = Visibility::default();
+        visibility.write(mask);
+        let mut out = Schedule::default();
+        schedule(sizes, &spans(lens), &visibility, &mut out);
+        out
+    }
+
+    fn extent(lens: &[(usize, usize)]) -> Extent {
+        let q_lens = lens.iter().map(|&(q_len, _)| q_len);
+        Extent {
+            sequences: lens.len(),
+            total_q: q_lens.clone().sum(),
+            max_q_len: q_lens.max().unwrap_or(0),
+            max_kv_len: lens.iter().map(|&(_, kv_len)| kv_len).max().unwrap_or(0),
+            writes: 0,
+        }
+    }
+
+    #[test]
+    fn one_long_sequence_uses_every_thread() {
+        let sizes = Sizes { threads: 16, ..GQA };
+        let schedule = planned(&sizes, &[(1, 32768)], &Mask::Causal);
+        assert_eq!(schedule.joins.len(), 1);
+        assert!(schedule.tasks.len() >= 16);
+        let longest = schedule.tasks.iter().map(|task| task.positions.len()).max();
+        assert!(longest <= Some(32768 / 16));
+    }
+
+    #[test]
+    fn many_short_sequences_are_not_split() {
+        let schedule = planned(&GQA, &[(1, 500); 300], &Mask::Causal);
+        assert_eq!((schedule.tasks.len(), schedule.joins.len()), (300, 0));
+    }
+
+    #[test]
+    fn a_long_sequence_among_short_ones_is_split() {
+        let mut lens = vec![(1, 100); 20];
+        lens.push((1, 50_000));
+        let schedule = planned(&GQA, &lens, &Mask::Causal);
+        assert_eq!(schedule.joins.len(), 1);
+        assert_eq!(schedule.joins[0].sequence, 20);
+        assert!(schedule.joins[0].parts >= GQA.threads);
+    }
+
+    #[test]
+    fn one_thread_splits_nothing() {
+        let schedule = planned(&Sizes { threads: 1, ..GQA }, &[(1, 100_000)], &Mask::Causal);
+        assert_eq!((schedule.tasks.len(), schedule.joins.len()), (1, 0));
+    }
+
+    #[test]
+    fn causal_tasks_end_where_their_last_query_does() {
+        let schedule = planned(&GQA, &[(512, 512)], &Mask::Causal);
+        for task in &schedule.tasks {
+            assert!(task.positions.end <= task.queries.end);
+        }
+    }
+
+    fn sizes() -> impl Strategy<Value = Sizes> {
+        (1_usize..20, 1_usize..130, 1_usize..600, 1_usize..600, 1_usize..20, any::<bool>())
+            .prop_map(|(heads, group, width_k, width_v, threads, batch_invariant)| Sizes {
+                heads,
+                group,
+                width_k,
+                width_v,
+                token_bytes: 2 * heads * (width_k + width_v),
+                threads,
+                batch_invariant,
+            })
+    }
+
+    fn lens() -> impl Strategy<Value = Vec<(usize, usize)>> {
+        let length = (0_usize..5, prop_oneof![0_usize..300, 0_usize..40_000]);
+        let long = (0_usize..600, 0_usize..2000);
+        prop_oneof![prop::collection::vec(length, 0..8), prop::collection::vec(long, 0..3)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        // [S-3.20]: every row meets every position it sees once, within the promised bounds.
+        #[test]
+        fn tasks_cover_the_step_once(sizes in sizes(), lens in lens(), kind in 0..3) {
+            let mask = match kind {
+                0 => Mask::Causal,
+                1 => Mask::Full,
+                _ => {
+                    prop_assume!(lens.iter().all(|&(q_len, kv_len)| q_len <= kv_len));
+                    let parents: Vec<i32> = lens.iter().flat_map(|&(q_len, _)| vec![-1; q_len]).collect();
+                    Mask::new(MaskKind::Tree(&parents), lens.iter().map(|&(q_len, _)| q_len)).unwrap()
+                }
+            };
+            let schedule = planned(&sizes, &lens, &mask);
+            let bounds = sizes.bounds(&extent(&lens));
+            prop_assert!(schedule.tasks.len() <= bounds.tasks);
+            prop_assert!(schedule.joins.len() <= bounds.joins);
+            let mut covered = std::collections::HashMap::new();
+            let mut slots = Vec::new();
+            for task in &schedule.tasks {
+                let rows = task.heads.len() * task.queries.len() * sizes.group;
+                prop_assert!(rows <= bounds.rows && task.queries.len() <= bounds.queries);
+                prop_assert!(task.positions.start % BLOCK == 0);
+                prop_assert!(task.slot.is_none_or(|slot| slot + rows <= bounds.slot_rows));
+                slots.extend(task.slot.map(|slot| (slot, rows)));
+                for head in task.heads.clone() {
+                    for t in task.queries.clone() {
+                        // Tasks of a row come in the order of their positions, without gaps.
+                        let end = covered.entry((task.sequence, head, t)).or_insert(0);
+                        prop_assert_eq!(*end, task.positions.start);
+                        *end = task.positions.end;
+                    }
+                }
+            }
+            prop_assert!(slots.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0));
+            let joined: usize = schedule.joins.iter().map(|join| join.parts).sum();
+            prop_assert_eq!(joined, slots.len());
+            for (sequence, &(q_len, kv_len)) in lens.iter().enumerate() {
+                for t in 0..q_len {
+                    let last = (0..kv_len).rev().find(|&j| match &mask {
+                        Mask::Tree(_) => true,
+                        mask => mask.sees(0, q_len, kv_len, t, j),
+                    });
+                    for head in 0..sizes.heads {
+                        let end = covered[&(sequence, head, t)];
+                        prop_assert!(end <= kv_len && last.is_none_or(|last| last < end));
+                    }
+                }
+            }
+        }
+
+        // [S-3.21]
+        #[test]
+        fn invariant_cuts_ignore_neighbours(sizes in sizes(), lens in lens(), other in lens()) {
+            let sizes = Sizes { batch_invariant: true, ..sizes };
+            let cuts = |lens: &[(usize, usize)], index: usize| {
+                let tasks = planned(&sizes, lens, &Mask::Causal).tasks.into_iter();
+                let own = tasks.filter(|task| task.sequence == index);
+                own.map(|task| (task.heads, task.queries, task.positions)).collect::<Vec<_>>()
+            };
+            let both = [other.clone(), lens.clone()].concat();
+            for index in 0..lens.len() {
+                prop_assert_eq!(cuts(&lens, index), cuts(&both, other.len() + index));
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! One task: some rows over one range of positions, block by block.
+
+use crate::attend::{Shared, online};
+use crate::cache::Part;
+use crate::lanes::{Job, Lanes, Unit};
+use crate::plan::Scratch;
+use crate::rows::{Matrix, Strip, accumulate, accumulate_seen, finite, scores, widen_row};
+use crate::schedule::{BLOCK, Task};
+use crate::visibility::low_bits;
+use grouped_attention::Row;
+
+/// A task, to be run with some instruction set.
+pub(crate) struct TaskRun<'a, E> {
+    pub(crate) shared: &'a Shared<'a>,
+    /// Queries `[total_q, h_q, width_k]`.
+    pub(crate) q: &'a [E],
+    pub(crate) task: &'a Task,
+    pub(crate) scratch: &'a mut Scratch,
+}
+
+impl<E: Unit> Job for TaskRun<'_, E> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let TaskRun { shared, q, task, scratch } = self;
+        let stride = shared.padded.sums_stride();
+        let rows = task.heads.len() * task.queries.len() * shared.geometry.group();
+        let Scratch { sums, offsets, sees, q: packed, scores } = scratch;
+        let sums = match task.slot {
+            None => &mut sums.as_mut_slice()[..rows * stride],
+            // SAFETY: the schedule gives every part rows of its own, and joins come later.
+            Some(slot) => unsafe { shared.parts.take(slot * stride, rows * stride) },
+        };
+        sums.chunks_exact_mut(stride).for_each(|sums| online(sums).init());
+        pack(lanes, shared, task, q, rows, packed.as_mut_slice());
+        let mut work = Work { q: packed.as_slice(), scores: scores.as_mut_slice() };
+        let mut first = task.positions.start;
+        while first < task.positions.end {
+            let count = (task.positions.end - first).min(BLOCK);
+            let block = Block {
+                shared,
+                task,
+                offsets: locate(shared, task.sequence, first, count, offsets),
+                sees: seen(shared, task, first, count, sees),
+            };
+            for head in 0..task.heads.len() {
+                block.attend::<L, E>(lanes, head, &mut work, sums);
+            }
+            first += count;
+        }
+        if task.slot.is_none() {
+            // SAFETY: no other task or join writes this sequence's heads and queries.
+            unsafe { shared.finish(lanes, task.sequence, &task.heads, &task.queries, sums) }
+        }
+    }
+}
+
+/// Writes the task's queries in f32, in the order of the units, `[rows, q_stride]`.
+#[inline(always)]
+fn pack<L: Lanes, E: Unit>(
+    lanes: L,
+    shared: &Shared<'_>,
+    task: &Task,
+    q: &[E],
+    rows: usize,
+    packed: &mut [f32],
+) {
+    let (width, padded) = (shared.geometry.width_k(), shared.padded);
+    let split = key_widths(shared.geometry.row())[0];
+    for (row, out) in packed.chunks_exact_mut(padded.q_stride()).take(rows).enumerate() {
+        let (_, place) = shared.place(task.sequence, &task.heads, &task.queries, row);
+        let (nope, rope) = q[place * width..][..width].split_at(split);
+        widen_row(lanes, nope, out);
+        widen_row(lanes, rope, &mut out[padded.key[0]..]);
+    }
+}
+
+/// Elements of a key that come from the first part of a cache row, and from the second.
+fn key_widths(row: Row) -> [usize; 2] {
+    match row {
+        Row::Separate { d_k, .. } => [d_k, 0],
+        Row::Tied { n, r, .. } => [n, r],
+    }
+}
+
+/// Where `count` positions from `first` on begin in both parts of the cache.
+#[inline(always)]
+fn locate<'a>(
+    shared: &Shared<'_>,
+    sequence: usize,
+    first: usize,
+    count: usize,
+    offsets: &'a mut [Box<[usize]>; 2],
+) -> [&'a [usize]; 2] {
+    let (span, page_size) = (&shared.steps.spans[sequence], shared.steps.page_size);
+    let pages = &shared.steps.page_ids[span.page_start..];
+    let mut j = 0;
+    while j < count {
+        let (page, token) = ((first + j) / page_size, (first + j) % page_size);
+        let run = (page_size - token).min(count - j);
+        let page = pages[page].0 as usize;
+        for (offsets, part) in offsets.iter_mut().zip([shared.cache.first(), shared.cache.second()])
+        {
+            let (start, stride) = (part.offset(page, token), part.token_stride());
+            for (i, offset) in offsets[j..j + run].iter_mut().enumerate() {
+                *offset = start + i * stride;
+            }
+        }
+        j += run;
+    }
+    let [a, b] = offsets;
+    [&a[..count], &b[..count]]
+}
+
+/// What each query sees of a block, or `None` where all see all of it.
+fn seen<'a>(
+    shared: &Shared<'_>,
+    task: &Task,
+    first: usize,
+    count: usize,
+    sees: &'a mut [u64],
+) -> Option<&'a [u64]> {
+    let (mask, span) = (shared.steps.mask, &shared.steps.spans[task.sequence]);
+    if first + count <= mask.common_end(span, &task.queries) {
+        return None;
+    }
+    let sees = &mut sees[..task.queries.len()];
+    for (bits, t) in sees.iter_mut().zip(task.queries.clone()) {
+        *bits = mask.bits(span, t, first) & low_bits(count);
+    }
+    Some(sees)
+}
+
+/// Up to [`BLOCK`] positions, for all heads of a task.
+struct Block<'a> {
+    shared: &'a Shared<'a>,
+    task: &'a Task,
+    offsets: [&'a [usize]; 2],
+    sees: Option<&'a [u64]>,
+}
+
+/// A task's queries, and room for what a block makes of them; see [`Scratch`].
+struct Work<'a> {
+    q: &'a [f32],
+    scores: &'a mut [f32],
+}
+
+impl<'a> Block<'a> {
+    /// Adds the block to the sums of one head's rows.
+    #[inline(always)]
+    fn attend<L: Lanes, E: Unit>(
+        &self,
+        lanes: L,
+        head: usize,
+        work: &mut Work<'_>,
+        sums: &mut [f32],
+    ) {
+        let padded = self.shared.padded;
+        let rows = self.task.queries.len() * self.shared.geometry.group();
+        let q =
+            Matrix { cells: &work.q[head * rows * padded.q_stride()..], stride: padded.q_stride() };
+        let sums = &mut sums[head * rows * padded.sums_stride()..][..rows * padded.sums_stride()];
+        let (keys, values) = self.strips::<E>(self.task.heads.start + head);
+        scores(lanes, q, rows, keys, work.scores, BLOCK);
+        self.hide(keys[0].0.len(), rows, work.scores);
+        let padded_count = keys[0].0.len().next_multiple_of(16);
+        let scale = self.shared.scale_log2;
+        for (sums, scores) in
+            sums.chunks_exact_mut(padded.sums_stride()).zip(work.scores.chunks_exact_mut(BLOCK))
+        {
+            online(sums).push(lanes, &mut scores[..padded_count], scale);
+        }
+        let p = Matrix { cells: work.scores, stride: BLOCK };
+        let group = self.shared.geometry.group();
+        match self.sees {
+            // 0 times infinity is NaN: values that some rows do not see must not meet them.
+            Some(sees) if !finite(values) => {
+                for (row, sums) in sums.chunks_exact_mut(padded.sums_stride()).enumerate() {
+                    let p = &p.cells[row * BLOCK..];
+                    accumulate_seen(lanes, p, sees[row / group], values, online(sums).o);
+                }
+            }
+            _ => accumulate(lanes, p, rows, values, sums, padded.sums_stride()),
+        }
+    }
+
+    /// The head's keys, as their two pieces with the padded width of each, and its values.
+    #[inline(always)]
+    fn strips<E: Unit>(&self, head: usize) -> ([(Strip<'a, E>, usize); 2], Strip<'a, E>) {
+        let (first, second) = (self.shared.cache.first(), self.shared.cache.second());
+        let [one, two] = key_widths(self.shared.geometry.row());
+        let strip = |part: &'a Part, index: usize, head: usize, width| Strip {
+            cells: part.cells::<E>(),
+            offsets: self.offsets[index],
+            head: head * part.head_stride(),
+            width,
+        };
+        let width_v = self.shared.geometry.width_v();
+        let values = match self.shared.geometry.row() {
+            Row::Separate { .. } => strip(second, 1, head, width_v),
+            Row::Tied { .. } => strip(first, 0, head, width_v),
+        };
+        // Where keys are separate the second piece is empty; the rope key has one head.
+        let key = [strip(first, 0, head, one), strip(second, 1, 0, two)];
+        let [a, b] = key;
+        ([(a, self.shared.padded.key[0]), (b, self.shared.padded.key[1])], values)
+    }
+
+    /// Gives what rows do not see, and what pads the block to whole vectors, a score of -inf.
+    #[inline(always)]
+    fn hide(&self, count: usize, rows: usize, scores: &mut [f32]) {
+        let group = self.shared.geometry.group();
+        for (row, scores) in scores.chunks_exact_mut(BLOCK).take(rows).enumerate() {
+            scores[count..].fill(f32::NEG_INFINITY);
+            if let Some(sees) = self.sees {
+                let bits = sees[row / group];
+                for (j, score) in scores[..count].iter_mut().enumerate() {
+                    if bits >> j & 1 == 0 {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
