@@ -13,6 +13,7 @@ struct Cached {
   static constexpr bool SECOND_HAS_HEADS = true;
   static constexpr i32 N = GA_N;
   static constexpr i32 D_K = GA_N;
+  static constexpr bool V_IS_FIRST = false;
   static constexpr i32 V_BEGIN = GA_N;
   static constexpr i32 D_V = GA_S;
 };

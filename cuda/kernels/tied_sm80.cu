@@ -15,6 +15,7 @@ struct Cached {
   // A key is the first N columns of the first part, then the second part's first columns.
   static constexpr i32 N = GA_N;
   static constexpr i32 D_K = GA_N + GA_R;
+  static constexpr bool V_IS_FIRST = true;
   static constexpr i32 V_BEGIN = 0;
   static constexpr i32 D_V = GA_S;
 };

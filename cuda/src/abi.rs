@@ -16,45 +16,55 @@ pub(crate) const STATUS_BAD_PAGE: u32 = 1;
 /// The type must be `repr(C)` and mirror the struct that the kernel takes.
 pub(crate) unsafe trait Argument: Copy {}
 
+/// Declares a struct with the fields of the one of the same name in abi*.cuh; a test compares them.
 macro_rules! mirror {
-    ($name:ident, $bytes:literal) => {
-        // SAFETY: `repr(C)`, field by field the struct of the same name in abi*.cuh, which asserts
-        // the same size.
-        unsafe impl Argument for $name {}
+    ($(#[$meta:meta])* $name:ident = $cuda:literal, $bytes:literal {
+        $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        pub(crate) struct $name {
+            $($(#[$field_meta])* pub(crate) $field: $type,)*
+        }
         const _: () = assert!(size_of::<$name>() == $bytes);
+
+        impl $name {
+            #[cfg(test)]
+            const MIRRORED: Mirrored =
+                Mirrored { cuda: $cuda, bytes: $bytes, fields: &[$(stringify!($field)),*] };
+        }
     };
 }
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Queries {
-    pub(crate) data: Address,
-    pub(crate) row_stride: i64,
-    pub(crate) head_stride: i64,
+mirror! {
+    Queries = "Queries", 24 {
+        data: Address,
+        row_stride: i64,
+        head_stride: i64,
+    }
 }
-const _: () = assert!(size_of::<Queries>() == 24);
 
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(crate) struct Pages {
-    pub(crate) data: Address,
-    pub(crate) page_stride: i64,
-    pub(crate) token_stride: i64,
-    pub(crate) head_stride: i64,
+mirror! {
+    #[derive(Default)]
+    Pages = "Pages", 32 {
+        data: Address,
+        page_stride: i64,
+        token_stride: i64,
+        head_stride: i64,
+    }
 }
-const _: () = assert!(size_of::<Pages>() == 32);
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Outputs {
-    pub(crate) o: Address,
-    pub(crate) lse: Address,
-    pub(crate) o_row_stride: i64,
-    pub(crate) o_head_stride: i64,
-    pub(crate) lse_row_stride: i64,
-    pub(crate) lse_head_stride: i64,
+mirror! {
+    Outputs = "Outputs", 48 {
+        o: Address,
+        lse: Address,
+        o_row_stride: i64,
+        o_head_stride: i64,
+        lse_row_stride: i64,
+        lse_head_stride: i64,
+    }
 }
-const _: () = assert!(size_of::<Outputs>() == 48);
 
 /// `Mask` of abi.cuh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,182 +75,243 @@ pub(crate) enum MaskCode {
     Full = 2,
 }
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Batch {
-    pub(crate) q_starts: Address,
-    pub(crate) kv_lens: Address,
-    pub(crate) page_table: Address,
-    pub(crate) tree: Address,
-    pub(crate) page_table_stride: i64,
-    pub(crate) tree_stride: i64,
-    pub(crate) batch: i32,
-    pub(crate) pages: i32,
-    pub(crate) page_size: i32,
-    pub(crate) mask: MaskCode,
+mirror! {
+    Batch = "Batch", 64 {
+        q_starts: Address,
+        kv_lens: Address,
+        page_table: Address,
+        tree: Address,
+        page_table_stride: i64,
+        tree_stride: i64,
+        batch: i32,
+        pages: i32,
+        page_size: i32,
+        mask: MaskCode,
+    }
 }
-const _: () = assert!(size_of::<Batch>() == 64);
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct Piece {
-    pub(crate) sequence: i32,
-    pub(crate) kv_begin: i32,
-    pub(crate) kv_end: i32,
-    pub(crate) kv_len: i32,
-    pub(crate) q_start: i32,
-    pub(crate) q_len: i32,
-    pub(crate) slot: i32,
-    pub(crate) parts: i32,
+mirror! {
+    #[derive(Default, PartialEq, Eq)]
+    Piece = "Piece", 32 {
+        sequence: i32,
+        kv_begin: i32,
+        kv_end: i32,
+        kv_len: i32,
+        q_start: i32,
+        q_len: i32,
+        slot: i32,
+        parts: i32,
+    }
 }
-const _: () = assert!(size_of::<Piece>() == 32);
 
-/// `Merge` of abi.cuh: one lane of a sequence that was cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct LaneMerge {
-    pub(crate) q_start: i32,
-    pub(crate) q_len: i32,
-    pub(crate) lane: i32,
-    pub(crate) slot: i32,
-    pub(crate) parts: i32,
-    pub(crate) reserved: [i32; 3],
+mirror! {
+    /// `Merge` of abi.cuh: one lane of a sequence that was cut.
+    #[derive(Default, PartialEq, Eq)]
+    LaneMerge = "Merge", 32 {
+        q_start: i32,
+        q_len: i32,
+        lane: i32,
+        slot: i32,
+        parts: i32,
+        reserved: [i32; 3],
+    }
 }
-const _: () = assert!(size_of::<LaneMerge>() == 32);
 
 /// Lanes with at most this many parts come first in the list of merges, the others last.
 pub(crate) const FEW_PARTS: usize = 8;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct MergeCounts {
-    pub(crate) few: i32,
-    pub(crate) many: i32,
+mirror! {
+    #[derive(Default, PartialEq, Eq)]
+    MergeCounts = "MergeCounts", 8 {
+        few: i32,
+        many: i32,
+    }
 }
-const _: () = assert!(size_of::<MergeCounts>() == 8);
 
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(crate) struct Schedule {
-    pub(crate) team_pieces: Address,
-    pub(crate) pieces: Address,
-    pub(crate) merge_counts: Address,
-    pub(crate) merges: Address,
-    pub(crate) teams: i32,
-    pub(crate) team: i32,
-    pub(crate) head_blocks: i32,
-    pub(crate) item_heads: i32,
-    pub(crate) item_rows: i32,
-    pub(crate) merge_capacity: i32,
+mirror! {
+    #[derive(Default)]
+    Schedule = "Schedule", 56 {
+        team_pieces: Address,
+        pieces: Address,
+        merge_counts: Address,
+        merges: Address,
+        teams: i32,
+        team: i32,
+        head_blocks: i32,
+        item_heads: i32,
+        item_rows: i32,
+        merge_capacity: i32,
+    }
 }
-const _: () = assert!(size_of::<Schedule>() == 56);
 
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(crate) struct Partials {
-    pub(crate) o: Address,
-    pub(crate) lse: Address,
+mirror! {
+    #[derive(Default)]
+    Partials = "Partials", 16 {
+        o: Address,
+        lse: Address,
+    }
 }
-const _: () = assert!(size_of::<Partials>() == 16);
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Attend {
-    pub(crate) q: Queries,
-    pub(crate) state: Pages,
-    pub(crate) rope: Pages,
-    pub(crate) out: Outputs,
-    pub(crate) batch: Batch,
-    pub(crate) schedule: Schedule,
-    pub(crate) partials: Partials,
-    pub(crate) status: Address,
-    pub(crate) scale_log2: f32,
-    pub(crate) h_q: i32,
-    pub(crate) h: i32,
-    pub(crate) group: i32,
-    pub(crate) o_is_f32: i32,
-    pub(crate) reserved: i32,
+mirror! {
+    Attend = "Attend", 304 {
+        q: Queries,
+        state: Pages,
+        rope: Pages,
+        out: Outputs,
+        batch: Batch,
+        schedule: Schedule,
+        partials: Partials,
+        status: Address,
+        scale_log2: f32,
+        h_q: i32,
+        h: i32,
+        group: i32,
+        o_is_f32: i32,
+        reserved: i32,
+    }
 }
-mirror!(Attend, 304);
+// SAFETY: as `Argument` asks: mirrored above.
+unsafe impl Argument for Attend {}
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Combine {
-    pub(crate) out: Outputs,
-    pub(crate) schedule: Schedule,
-    pub(crate) partials: Partials,
-    pub(crate) group: i32,
-    pub(crate) h: i32,
-    pub(crate) d_v: i32,
-    pub(crate) o_is_f32: i32,
+mirror! {
+    Combine = "Combine", 136 {
+        out: Outputs,
+        schedule: Schedule,
+        partials: Partials,
+        group: i32,
+        h: i32,
+        o_is_f32: i32,
+        reserved: i32,
+    }
 }
-mirror!(Combine, 136);
+// SAFETY: as `Argument` asks: mirrored above.
+unsafe impl Argument for Combine {}
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct Write {
-    pub(crate) page: i32,
-    pub(crate) row: i32,
+mirror! {
+    #[derive(Default, PartialEq, Eq)]
+    Write = "Write", 8 {
+        page: i32,
+        row: i32,
+    }
 }
-const _: () = assert!(size_of::<Write>() == 8);
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[repr(C)]
-pub(crate) struct Turn {
-    pub(crate) cos: f32,
-    pub(crate) sin: f32,
+mirror! {
+    #[derive(Default, PartialEq)]
+    Turn = "Turn", 8 {
+        cos: f32,
+        sin: f32,
+    }
 }
-const _: () = assert!(size_of::<Turn>() == 8);
 
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(crate) struct NewRows {
-    pub(crate) data: Address,
-    pub(crate) cells: Address,
-    pub(crate) row_stride: i64,
-    pub(crate) head_stride: i64,
-    pub(crate) page_stride: i64,
-    pub(crate) token_stride: i64,
-    pub(crate) cell_head_stride: i64,
-    pub(crate) heads: i32,
-    pub(crate) width: i32,
+mirror! {
+    #[derive(Default)]
+    NewRows = "NewRows", 64 {
+        data: Address,
+        cells: Address,
+        row_stride: i64,
+        head_stride: i64,
+        page_stride: i64,
+        token_stride: i64,
+        cell_head_stride: i64,
+        heads: i32,
+        width: i32,
+    }
 }
-const _: () = assert!(size_of::<NewRows>() == 64);
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Append {
-    pub(crate) part: [NewRows; 2],
-    pub(crate) writes: Address,
-    pub(crate) write_count: Address,
-    pub(crate) turns: Address,
-    pub(crate) status: Address,
-    pub(crate) pages: i32,
-    pub(crate) rotated: i32,
-    pub(crate) interleaved: i32,
-    pub(crate) reserved: i32,
+mirror! {
+    Append = "Append", 176 {
+        part: [NewRows; 2],
+        writes: Address,
+        write_count: Address,
+        turns: Address,
+        status: Address,
+        pages: i32,
+        rotated: i32,
+        interleaved: i32,
+        reserved: i32,
+    }
 }
-mirror!(Append, 176);
+// SAFETY: as `Argument` asks: mirrored above.
+unsafe impl Argument for Append {}
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Part {
-    pub(crate) o: Address,
-    pub(crate) lse: Address,
-    pub(crate) o_row_stride: i64,
-    pub(crate) o_head_stride: i64,
-    pub(crate) lse_row_stride: i64,
-    pub(crate) lse_head_stride: i64,
+mirror! {
+    Part = "Part", 48 {
+        o: Address,
+        lse: Address,
+        o_row_stride: i64,
+        o_head_stride: i64,
+        lse_row_stride: i64,
+        lse_head_stride: i64,
+    }
 }
-const _: () = assert!(size_of::<Part>() == 48);
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct MergeParts {
-    pub(crate) into: Part,
-    pub(crate) other: Part,
-    pub(crate) rows: i64,
-    pub(crate) h_q: i32,
-    pub(crate) d_v: i32,
+mirror! {
+    MergeParts = "MergeParts", 112 {
+        into: Part,
+        other: Part,
+        rows: i64,
+        h_q: i32,
+        d_v: i32,
+    }
 }
-mirror!(MergeParts, 112);
+// SAFETY: as `Argument` asks: mirrored above.
+unsafe impl Argument for MergeParts {}
+
+/// What the test of the mirrors needs to know of one.
+#[cfg(test)]
+struct Mirrored {
+    cuda: &'static str,
+    bytes: usize,
+    fields: &'static [&'static str],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::HEADERS;
+
+    /// Names of a struct's fields as its CUDA declaration has them, and the size asserted there.
+    fn declared(name: &str) -> (Vec<&'static str>, usize) {
+        let of = |header: &str| HEADERS.iter().find(|(name, _)| *name == header).unwrap().1;
+        let head = format!("\nstruct {name} {{\n");
+        let text = [of("abi.cuh"), of("abi_portable.cuh")];
+        let text = text.into_iter().find(|text| text.contains(&head)).unwrap();
+        let (body, rest) = text.split_once(&head).unwrap().1.split_once("\n};").unwrap();
+        let size = rest.split_once(&format!("sizeof({name}) == ")).unwrap().1;
+        let size = size.split_once(|c: char| !c.is_ascii_digit()).unwrap().0.parse().unwrap();
+        let field = |line: &'static str| {
+            let code = line.split_once("//").map_or(line, |(code, _)| code);
+            let code = code.trim().strip_suffix(';')?;
+            let name = code.rsplit([' ', '*']).next()?;
+            Some(name.split_once('[').map_or(name, |(name, _)| name))
+        };
+        (body.lines().filter_map(field).collect(), size)
+    }
+
+    /// Sizes alone would not show two fields that changed places.
+    #[test]
+    fn mirrors_have_the_fields_of_what_they_mirror() {
+        let mirrors = [
+            Queries::MIRRORED,
+            Pages::MIRRORED,
+            Outputs::MIRRORED,
+            Batch::MIRRORED,
+            Piece::MIRRORED,
+            LaneMerge::MIRRORED,
+            MergeCounts::MIRRORED,
+            Schedule::MIRRORED,
+            Partials::MIRRORED,
+            Attend::MIRRORED,
+            Combine::MIRRORED,
+            Write::MIRRORED,
+            Turn::MIRRORED,
+            NewRows::MIRRORED,
+            Append::MIRRORED,
+            Part::MIRRORED,
+            MergeParts::MIRRORED,
+        ];
+        for Mirrored { cuda, bytes, fields } in mirrors {
+            assert_eq!((fields.to_vec(), bytes), declared(cuda), "{cuda}");
+        }
+    }
+}

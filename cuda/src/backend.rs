@@ -511,7 +511,7 @@ impl Backend for CudaBackend {
                 if !(call.q.is_aligned() && call.o.is_aligned() && call.cache.is_aligned()) {
                     return Err(other("a tensor that is not aligned to 16 bytes".into()));
                 }
-                self.launch_tiled(tiled, &argument, call.plan.planned.problem())?;
+                self.launch_tiled(tiled, &argument)?;
             }
         }
         Ok(())
@@ -579,12 +579,7 @@ impl CudaBackend {
         wanted.min(self.shared.device.multiprocessors() * 16)
     }
 
-    fn launch_tiled(
-        &self,
-        tiled: &Tiled,
-        argument: &abi::Attend,
-        problem: &Problem,
-    ) -> Result<(), EngineError> {
+    fn launch_tiled(&self, tiled: &Tiled, argument: &abi::Attend) -> Result<(), EngineError> {
         let scheduler = &tiled.scheduler;
         let blocks = scheduler.teams * scheduler.team;
         // SAFETY: as in `attend`; the plan's schedule was made for this grid.
@@ -598,8 +593,8 @@ impl CudaBackend {
             partials: argument.partials,
             group: argument.group,
             h: argument.h,
-            d_v: problem.geometry().width_v() as i32,
             o_is_f32: argument.o_is_f32,
+            reserved: 0,
         };
         let overlaps = self.shared.device.capability().0 >= 9;
         let order = if overlaps { Order::Overlapping } else { Order::After };

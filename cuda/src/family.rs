@@ -119,7 +119,8 @@ impl Tile {
         let probabilities = 2 * rows * (tokens + PADDING);
         let sources = 8 * 2 * tokens;
         let exchange = 4 * 2 * (tokens / MATRIX) * rows;
-        queries + cached + probabilities + sources + exchange + tokens + 16
+        let marks = 4 * rows * widths.s.div_ceil(32);
+        queries + cached + probabilities + sources + exchange + marks + tokens + 16
     }
 
     /// The shape for at most `rows` packed rows a cached head within a device's shared memory; less

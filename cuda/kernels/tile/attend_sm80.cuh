@@ -12,7 +12,7 @@
 //
 // Time runs down; a tile is TOKENS cached rows.
 //
-//     all warps    wait for tile j | clean V where masked | S | row maxima | P | O += P V | load j + STAGES
+//     all warps    wait for tile j | S | row maxima | P, clean V where masked | O += P V | load j + STAGES
 //
 // Every thread loads, and the copies of the next tiles are in flight during the arithmetic.
 //
@@ -62,6 +62,7 @@ struct Traits {
 };
 
 constexpr i32 ROW_WIDTH = Cached::FIRST + Cached::SECOND;
+constexpr i32 MARK_WORDS = (Cached::D_V + 31) / 32;
 
 struct alignas(16) SharedMemory {
   u16 queries[Traits::ROWS][Cached::D_K + PADDING];
@@ -70,7 +71,8 @@ struct alignas(16) SharedMemory {
   i64 source[2][Traits::TOKENS];  // where a row's parts lie, in elements; NOWHERE: zeros
   float max[Traits::WARPS_ACROSS][Traits::ROWS];
   float sum[Traits::WARPS_ACROSS][Traits::ROWS];
-  unsigned char poison[Traits::TOKENS];  // of the tile at hand: its V was not finite
+  u32 marks[Traits::ROWS][MARK_WORDS];  // bit per column of o: a value that is not finite reaches it
+  unsigned char poison[Traits::TOKENS];  // of the tile at hand: V has elements that are not finite
   u32 bad_page;                          // an illegal page id was met
   u32 reserved[3];
 };
@@ -145,11 +147,17 @@ __device__ __forceinline__ void load_tile(SharedMemory& shared, const Attend& a,
 
 // ---- Masks ---------------------------------------------------------------------------------------
 
-// Hidden rows still enter P V, as 0 * V, which is NaN where V is not finite. So of the rows hidden
-// from some query, those that hold an infinity or NaN become zeros, and are marked for `mask_scores`
-// to give a NaN to whoever sees them. Rows past the end are zeros already.
-__device__ __forceinline__ void clean_values(SharedMemory& shared, const Item& item, i32 kv,
-                                             i32 stage, i32 hidden) {
+// The pair with 0 in place of what is not finite.
+__device__ __forceinline__ u32 finite_or_zero(u32 pair) {
+  if (not_finite<Number>(pair & 0xffff)) pair &= 0xffff0000;
+  if (not_finite<Number>(pair >> 16)) pair &= 0xffff;
+  return pair;
+}
+
+// Hidden rows still enter P V, as 0 * V, which is NaN where V is not finite. So in rows hidden from
+// some query, infinities and NaN become zeros, and the row is noted for `mark_poison` to give a NaN to
+// whoever sees it. Rows past the end are zeros already.
+__device__ __forceinline__ void clean_values(SharedMemory& shared, i32 kv, i32 stage, i32 hidden) {
   constexpr i32 VECTORS = Cached::D_V / VECTOR;
   const i32 lane = threadIdx.x % 32;
   for (i32 row = threadIdx.x / 32; row < Traits::TOKENS; row += Traits::WARPS) {
@@ -158,13 +166,14 @@ __device__ __forceinline__ void clean_values(SharedMemory& shared, const Item& i
     if (kv + row >= hidden) {
       for (i32 vector = lane; vector < VECTORS; vector += 32) {
         const uint4 v = values[vector];
-        poisoned |= not_finite<Number>(v.x) || not_finite<Number>(v.y) ||
-                    not_finite<Number>(v.z) || not_finite<Number>(v.w);
+        const uint4 clean = make_uint4(finite_or_zero(v.x), finite_or_zero(v.y),
+                                       finite_or_zero(v.z), finite_or_zero(v.w));
+        if (clean.x != v.x || clean.y != v.y || clean.z != v.z || clean.w != v.w) {
+          values[vector] = clean;
+          poisoned = true;
+        }
       }
       poisoned = __any_sync(~0u, poisoned);
-      for (i32 vector = lane; poisoned && vector < VECTORS; vector += 32) {
-        values[vector] = make_uint4(0, 0, 0, 0);
-      }
     }
     if (lane == 0) shared.poison[row] = poisoned;
   }
@@ -251,33 +260,70 @@ struct RowState {
   Visibility view[2];
   float max[2];      // largest unscaled score so far, the same in all threads of the row
   float sum[2];      // this thread's exponentials alone
+  bool seen[2];      // this thread met a visible position
 };
 
-__device__ __forceinline__ void mask_scores_sm80(Scores& s, const SharedMemory& shared,
-                                                 const RowState& state, const Warp& warp, i32 kv,
-                                                 i32 kv_len) {
+__device__ __forceinline__ void mask_scores_sm80(Scores& s, RowState& state, const Warp& warp,
+                                                 i32 kv, i32 kv_len) {
 #pragma unroll
   for (i32 i = 0; i < 8; ++i) {
-    const i32 token = warp.across * MATRIX + token_of(i, warp.lane);
-    const i32 j = kv + token;
+    const i32 j = kv + warp.across * MATRIX + token_of(i, warp.lane);
     const bool visible = j < kv_len && state.view[i / 2 % 2].sees(j, kv_len);
-    s[i] = visible ? (shared.poison[token] ? not_a_number() : s[i]) : -infinity();
+    if (!visible) s[i] = -infinity();
+    state.seen[i / 2 % 2] |= visible;
   }
 }
 
-// Scores to probabilities in shared memory, and the factors for what was summed before. All warps of
-// a row agree on its maximum, which they exchange; the first barrier also ends all reading of the
-// previous tile's probabilities.
-__device__ __forceinline__ void exchange_softmax(Scores& s, float (&correction)[2],
-                                                 SharedMemory& shared, RowState& state,
-                                                 const Warp& warp, float scale_log2) {
+// Marks what non-finite values of row `token` reach: their columns, in the rows that see it. A thread
+// owns the words it marks, so marking needs no order.
+__device__ __forceinline__ void mark_poisoned_row(SharedMemory& shared, const Attend& a,
+                                                  const Item& item, i32 j) {
+  const i64 page = a.batch.page_table[item.piece.sequence * a.batch.page_table_stride +
+                                      j / a.batch.page_size];
+  const Pages& part = Cached::V_IS_FIRST ? a.state : a.rope;
+  const u16* values = static_cast<const u16*>(part.data) + page * part.page_stride +
+                      j % a.batch.page_size * part.token_stride + item.head * part.head_stride;
+  for (i32 i = threadIdx.x; i < Traits::ROWS * MARK_WORDS; i += Traits::THREADS) {
+    const i32 row = min(item.first_row + i / MARK_WORDS, item.rows - 1);
+    const i32 first = i % MARK_WORDS * 32;
+    if (!visibility(a.batch, item.piece, row / a.group).sees(j, item.piece.kv_len)) continue;
+    u32 marks = 0;
+    for (i32 column = first; column < min(first + 32, Cached::D_V); ++column) {
+      marks |= u32(not_finite<Number>(values[column])) << (column - first);
+    }
+    shared.marks[i / MARK_WORDS][i % MARK_WORDS] |= marks;
+  }
+}
+
+__device__ __forceinline__ void mark_poison(SharedMemory& shared, const Attend& a,
+                                            const Item& item, i32 kv) {
+#pragma unroll 1
+  for (i32 token = 0; token < Traits::TOKENS; ++token) {
+    if (shared.poison[token]) mark_poisoned_row(shared, a, item, kv + token);
+  }
+}
+
+__device__ __forceinline__ void clear_marks(SharedMemory& shared) {
+  for (i32 i = threadIdx.x; i < Traits::ROWS * MARK_WORDS; i += Traits::THREADS) {
+    shared.marks[i / MARK_WORDS][i % MARK_WORDS] = 0;
+  }
+}
+
+// All warps of a row tell each other its maximum. The caller synchronises.
+__device__ __forceinline__ void share_maxima(const Scores& s, SharedMemory& shared,
+                                             const RowState& state, const Warp& warp) {
 #pragma unroll
   for (i32 r = 0; r < 2; ++r) {
     float max = fmaxf(fmaxf(s[2 * r], s[2 * r + 1]), fmaxf(s[4 + 2 * r], s[5 + 2 * r]));
     max = quad_max(max);
     if (warp.lane % 4 == 0) shared.max[warp.across][state.row[r]] = max;
   }
-  __syncthreads();
+}
+
+// Scores to probabilities in shared memory, and the factors for what was summed before.
+__device__ __forceinline__ void form_probabilities(const Scores& s, float (&correction)[2],
+                                                   SharedMemory& shared, RowState& state,
+                                                   const Warp& warp, float scale_log2) {
 #pragma unroll
   for (i32 r = 0; r < 2; ++r) {
     const float old_max = state.max[r];
@@ -300,7 +346,6 @@ __device__ __forceinline__ void exchange_softmax(Scores& s, float (&correction)[
     state.max[r] = max;
     state.sum[r] = fmaf(state.sum[r], correction[r], total);
   }
-  __syncthreads();
 }
 
 // ---- Items ---------------------------------------------------------------------------------------
@@ -316,6 +361,7 @@ __device__ __forceinline__ RowState start_rows(const Attend& a, const Item& item
     state.view[r] = visibility(a.batch, item.piece, packed / a.group);
     state.max[r] = -infinity();
     state.sum[r] = 0.0f;
+    state.seen[r] = false;
   }
   return state;
 }
@@ -349,18 +395,25 @@ __device__ __forceinline__ void store_rows(const Accumulator& o, SharedMemory& s
 #pragma unroll
   for (i32 r = 0; r < 2; ++r) {
     const float sum = quad_sum(state.sum[r]);
-    if (warp.lane % 4 == 0) shared.sum[warp.across][state.row[r]] = sum;
+    const float seen = quad_max(state.seen[r] ? 1.0f : 0.0f);
+    if (warp.lane % 4 == 0) {
+      shared.sum[warp.across][state.row[r]] = sum;
+      shared.max[warp.across][state.row[r]] = seen;
+    }
   }
   __syncthreads();
 #pragma unroll
   for (i32 r = 0; r < 2; ++r) {
     if (item.first_row + state.row[r] >= item.rows) continue;
-    float sum = 0.0f;
+    float sum = 0.0f, seen = 0.0f;
 #pragma unroll
     for (i32 across = 0; across < Traits::WARPS_ACROSS; ++across) {
       sum += shared.sum[across][state.row[r]];
+      seen += shared.max[across][state.row[r]];
     }
-    if (shared.bad_page) sum = not_a_number();
+    // Scores that are all -inf have no maximum to subtract: IEEE gives NaN, not an empty row. Of a
+    // part of a sequence they are no different from none.
+    if (shared.bad_page || (sum == 0.0f && seen > 0.0f && item.slot < 0)) sum = not_a_number();
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
     const Target to = target(a, item, state.row[r]);
 #pragma unroll
@@ -370,7 +423,9 @@ __device__ __forceinline__ void store_rows(const Accumulator& o, SharedMemory& s
 #pragma unroll
       for (i32 half = 0; half < 2; ++half) {
         const i32 column = block * MATRIX + half * 8 + warp.lane % 4 * 2;
-        const float low = o[i][4 * half + 2 * r] * factor, high = o[i][4 * half + 2 * r + 1] * factor;
+        const u32 marks = shared.marks[state.row[r]][column / 32] >> column % 32;
+        const float low = marks & 1 ? not_a_number() : o[i][4 * half + 2 * r] * factor;
+        const float high = marks & 2 ? not_a_number() : o[i][4 * half + 2 * r + 1] * factor;
         if (to.half == nullptr) {
           *reinterpret_cast<float2*>(to.f32 + column) = make_float2(low, high);
         } else {
@@ -397,6 +452,7 @@ __device__ __forceinline__ void attend_item(SharedMemory& shared, const Attend& 
 
   // Queries travel with the first tile
   if (threadIdx.x == 0) shared.bad_page = 0;
+  clear_marks(shared);
   __syncthreads();
   load_queries_sm80(shared, a, item);
   for (i32 stage = 0; stage < Traits::STAGES; ++stage) {
@@ -409,20 +465,29 @@ __device__ __forceinline__ void attend_item(SharedMemory& shared, const Attend& 
     ptx::copy_wait<Traits::STAGES - 1>();
     __syncthreads();
     const bool masked = kv + Traits::TOKENS > hidden;
-    if (masked) {
-      clean_values(shared, item, kv, stage, hidden);
-      __syncthreads();
-    }
 
-    // S, P, O
+    // S
     Scores s;
     compute_scores(s, shared, warp, stage);
-    if (masked) mask_scores_sm80(s, shared, state, warp, kv, item.piece.kv_len);
+    if (masked) {
+      mask_scores_sm80(s, state, warp, kv, item.piece.kv_len);
+    } else {
+      state.seen[0] = state.seen[1] = true;
+    }
+    share_maxima(s, shared, state, warp);
+    __syncthreads();
+
+    // P, while nobody reads keys or values
     float correction[2];
-    exchange_softmax(s, correction, shared, state, warp, a.scale_log2);
+    form_probabilities(s, correction, shared, state, warp, a.scale_log2);
+    if (masked) clean_values(shared, kv, stage, hidden);
+    __syncthreads();
+
+    // O
 #pragma unroll
     for (i32 i = 0; i < Traits::WARP_BLOCKS * 8; ++i) o[i / 8][i % 8] *= correction[i / 2 % 2];
     add_values(o, shared, warp, stage);
+    if (masked) mark_poison(shared, a, item, kv);
 
     // Tile out, the next one in its place
     __syncthreads();
