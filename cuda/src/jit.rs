@@ -73,6 +73,18 @@ fn compile(compiler: &Compiler, kernel: &str, options: &[String]) -> Result<Comp
     compiler.compile(Source { name: &name, text, headers: HEADERS }, options)
 }
 
+/// A kernel with the assembler's account of registers, stack and spills in its log.
+#[cfg(test)]
+pub(crate) fn compile_verbosely(
+    compiler: &Compiler,
+    architecture: &str,
+    instance: &Instance,
+) -> Result<Compiled, String> {
+    let mut options = instance.options(architecture);
+    options.push("--ptxas-options=-v".to_owned());
+    compile(compiler, instance.kernel, &options)
+}
+
 /// Everything that the machine code depends on.
 fn key(version: (i32, i32), kernel: &str, options: &[String]) -> u128 {
     let mut hash = Hasher::new().text(&format!("nvrtc {}.{}", version.0, version.1)).text(kernel);

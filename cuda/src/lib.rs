@@ -30,6 +30,8 @@ mod disk;
 mod driver;
 mod error;
 mod family;
+#[cfg(test)]
+mod gate;
 mod jit;
 mod launch;
 mod library;

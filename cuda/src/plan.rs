@@ -85,6 +85,8 @@ pub struct DeviceTables {
     pub page_table: Address,
     /// Entries of a row.
     pub row_stride: usize,
+    /// Cells of the new rows, pairs of i32: page and row within it. No two may be the same.
+    pub writes: Address,
     /// The status word, u32: 0, or bit 0 set if a page id was out of range. Kernels only set it.
     pub status: Address,
 }
@@ -96,6 +98,7 @@ impl CudaPlan {
         DeviceTables {
             page_table: self.resident.address(&layout.page_table),
             row_stride: layout.max_pages,
+            writes: self.resident.address(&layout.writes),
             status: self.resident.address(&layout.status),
         }
     }
