@@ -180,7 +180,7 @@ __device__ void attend_row(const Attend& a, i32 row, i32 head, i32 first_column,
   __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(CHUNK) naive(const __grid_constant__ Attend a) {
+extern "C" __global__ void __launch_bounds__(CHUNK, 1) naive(const __grid_constant__ Attend a) {
   __shared__ Shared shared;
   const i64 rows = a.batch.q_starts[a.batch.batch];
   const i64 work = rows * a.h_q * COLUMN_BLOCKS;

@@ -22,7 +22,7 @@ struct Cached {
 
 #include "tile/attend_sm80.cuh"
 
-extern "C" __global__ void __launch_bounds__(Traits::THREADS)
+extern "C" __global__ void __launch_bounds__(Traits::THREADS, 1)
     tied_sm80(const __grid_constant__ Attend a) {
   attend_schedule(a);
 }
