@@ -28,6 +28,20 @@ pub struct Budget {
     pub tightness: Option<String>,
 }
 
+/// The default run.
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget {
+            extensive: false,
+            seed: 0,
+            random_cases: 240,
+            case: None,
+            required: Vec::new(),
+            tightness: None,
+        }
+    }
+}
+
 impl Budget {
     /// As the environment says.
     ///
@@ -35,10 +49,15 @@ impl Budget {
     /// A number that is none.
     pub fn from_env() -> Result<Budget, String> {
         let extensive = text("EXTENSIVE").is_some_and(|value| value != "0");
+        let standard = Budget::default();
         Ok(Budget {
             extensive,
-            seed: number("SEED")?.unwrap_or(0),
-            random_cases: number("RANDOM_CASES")?.unwrap_or(if extensive { 4_000 } else { 120 }),
+            seed: number("SEED")?.unwrap_or(standard.seed),
+            random_cases: number("RANDOM_CASES")?.unwrap_or(if extensive {
+                4_000
+            } else {
+                standard.random_cases
+            }),
             case: text("CASE"),
             required: text("REQUIRE_ENGINES")
                 .map(|names| names.split(',').map(|name| name.trim().to_owned()).collect())

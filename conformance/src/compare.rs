@@ -119,8 +119,8 @@ impl Comparison {
     /// Takes one number into account.
     pub fn push(&mut self, compared: Compared) {
         self.numbers += 1;
-        // A NaN ratio must not pass, so the test is for what is allowed.
-        self.violations += usize::from(!(compared.ratio() <= 1.0));
+        let ratio = compared.ratio();
+        self.violations += usize::from(ratio > 1.0 || ratio.is_nan());
         self.keep(compared);
     }
 

@@ -1,9 +1,9 @@
 //! Driving an engine through a script, and bringing back what it computed.
 
-use crate::script::{Op, Script};
+use crate::script::{Capacity, Op, Script};
 use grouped_attention::{
     AnyBackend, AnyPlan, AnyTensor, Append, Attend, Backend, CopyRows, Dtype, Error, HostTensor,
-    Merge, PlanInfo, Planning, Status, TensorInfo, Update, Upload,
+    Merge, PlanInfo, Planning, ReadRows, Status, TensorInfo, Update, Upload,
 };
 
 /// Rows that one attention or merge wrote, as numbers.
@@ -33,6 +33,13 @@ pub enum Event {
         other: Output,
         /// Both.
         merged: Output,
+    },
+    /// What the audited cells hold, both parts of each row, `[slots, _]`.
+    Audited {
+        /// Keys or states.
+        first: Vec<f64>,
+        /// Values or rope keys.
+        second: Vec<f64>,
     },
 }
 
@@ -73,7 +80,12 @@ pub fn execute(engine: &AnyBackend, script: &Script) -> Result<Vec<Event>, Halt>
             Op::Plan { step, capacity } => {
                 let call = match capacity {
                     None => Planning::new(&script.problem, step),
-                    Some(capacity) => Planning::with_capacity(&script.problem, step, *capacity)?,
+                    Some(Capacity { extent, replayed: false }) => {
+                        Planning::with_capacity(&script.problem, step, *extent)?
+                    }
+                    Some(Capacity { extent, replayed: true }) => {
+                        Planning::replayed(&script.problem, step, *extent)?
+                    }
                 };
                 plan = Some(engine.plan(call)?);
             }
@@ -102,6 +114,8 @@ pub fn execute(engine: &AnyBackend, script: &Script) -> Result<Vec<Event>, Halt>
             Op::Merge => events.push(merge(engine, script, &events)?),
         }
     }
+    let [first, second] = engine.read_rows(ReadRows::new(&cache, &script.audit.slots)?)?;
+    events.push(Event::Audited { first: first.to_f64(), second: second.to_f64() });
     if let Some(plan) = &plan {
         match engine.status(plan)? {
             Status::Ok => {}

@@ -1,10 +1,14 @@
 //! One engine, one case, one verdict.
 
+mod audit;
+mod invariance;
+mod merge;
+
 use crate::case::{Case, InvalidCase};
-use crate::compare::{Compared, Comparison, Place, Quantity, compare, distance};
-use crate::execute::{Event, Halt, Output, execute};
+use crate::compare::{Comparison, compare};
+use crate::execute::{Event, Halt, execute};
 use crate::script::{Answer, Arrangement, Script};
-use grouped_attention::{AnyBackend, Arithmetic, Backend, Step, merge_row};
+use grouped_attention::{AnyBackend, Arithmetic, Backend, Slot};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -27,7 +31,7 @@ pub enum Verdict {
 #[non_exhaustive]
 pub enum Fault {
     /// The description is no case; the engine is not to blame.
-    Case(InvalidCase),
+    Case(Box<InvalidCase>),
     /// It panicked.
     Panicked {
         /// With these words.
@@ -45,7 +49,20 @@ pub enum Fault {
         /// Index of the attention or merge among those of the case.
         event: usize,
         /// The comparison.
-        comparison: Comparison,
+        comparison: Box<Comparison>,
+    },
+    /// A cell does not hold what was written to it, or holds what was not.
+    Stored {
+        /// The cell.
+        slot: Slot,
+        /// 0 for the keys or states, 1 for the values or the rope key.
+        part: usize,
+        /// Element of that part of the row.
+        element: usize,
+        /// What it should hold; NaN where nothing was written.
+        expected: f64,
+        /// What it holds.
+        got: f64,
     },
     /// No number of the case was compared, though rows see something: a case without teeth.
     Vacuous,
@@ -74,7 +91,7 @@ pub fn judge(engine: &AnyBackend, case: &Case) -> Verdict {
             let answers = script.answers();
             judge_script(engine, &script, &answers)
         }
-        Err(error) => Verdict::Failed(Fault::Case(error)),
+        Err(error) => Verdict::Failed(Fault::Case(Box::new(error))),
     }
 }
 
@@ -116,9 +133,13 @@ fn run(engine: &AnyBackend, script: &Script, answers: &[Answer]) -> Result<Compa
     let events = execute(engine, script).map_err(Fault::Halted)?;
     let mut all = Comparison::default();
     for (index, event) in events.iter().enumerate() {
+        if let Event::Audited { first, second } = event {
+            audit::judge(script, arithmetic, [first, second])?;
+            continue;
+        }
         let comparison = judge_event(script, answers, arithmetic, event);
         if !comparison.passed() {
-            return Err(Fault::Wrong { event: index, comparison });
+            return Err(Fault::Wrong { event: index, comparison: Box::new(comparison) });
         }
         all.absorb(&comparison);
     }
@@ -126,7 +147,7 @@ fn run(engine: &AnyBackend, script: &Script, answers: &[Answer]) -> Result<Compa
         return Err(Fault::Vacuous);
     }
     if script.case.invariant {
-        judge_invariance(engine, script, arithmetic, &events)?;
+        invariance::judge(engine, script, arithmetic, &events)?;
     }
     Ok(all)
 }
@@ -148,120 +169,10 @@ fn judge_event(
             compare(&expected, &output.o, output.lse.as_deref(), &tolerance)
         }
         Event::Merged { part, other, merged } => {
-            judge_merge(script, arithmetic, [part, other, merged])
+            merge::judge(script, arithmetic, [part, other, merged])
         }
+        Event::Audited { .. } => Comparison::default(),
     }
-}
-
-/// A merge is judged by the parts that the engine itself computed, which are exact inputs to it;
-/// that those are right was judged before `[S-7.16]`.
-fn judge_merge(script: &Script, arithmetic: Arithmetic, outputs: [&Output; 3]) -> Comparison {
-    let last = script.questions.len() - 1;
-    let (tolerance, _) = script.tolerance(last, arithmetic);
-    let geometry = script.problem.geometry();
-    let (h_q, width_v) = (geometry.h_q(), geometry.width_v());
-    let step = &script.questions[last].step;
-    let mut comparison = Comparison::default();
-    let lses = outputs.map(|output| output.lse.as_deref().expect("a merging script has lse"));
-    for row in 0..lses[0].len() {
-        let at = |index: usize| &outputs[index].o[row * width_v..][..width_v];
-        let (a, b, got) = (lses[0][row], lses[1][row], lses[2][row]);
-        let (mut o, mut lse) = (at(0).to_vec(), a);
-        merge_row(&mut o, &mut lse, at(1), b);
-        // [S-3.16]: with an empty part nothing is computed, so nothing may differ.
-        let empty = a == f64::NEG_INFINITY || b == f64::NEG_INFINITY;
-        let bounds = tolerance.merge(a, b, lse);
-        let mut push = |quantity, expected: f64, got: f64, bound: f64| {
-            let (bound, error) = if expected.is_finite() && !empty {
-                (bound, distance(expected, got))
-            } else {
-                let same = expected == got || (!expected.is_finite() && !got.is_finite());
-                (f64::INFINITY, if same { 0.0 } else { f64::INFINITY })
-            };
-            let place = place(step, h_q, row, quantity);
-            comparison.push(Compared { place, expected, got, bound, error });
-        };
-        for column in 0..width_v {
-            let weigh = |part: f64, x: f64| (part - lse).exp() * x.abs();
-            let envelope = weigh(a, at(0)[column]) + weigh(b, at(1)[column]);
-            let bound = bounds.element(envelope, o[column]);
-            push(Quantity::Element { column }, o[column], at(2)[column], bound);
-        }
-        push(Quantity::Lse, lse, got, bounds.lse());
-        comparison.rows += 1;
-    }
-    comparison
-}
-
-/// Coordinates of a packed row.
-fn place(step: &Step, h_q: usize, row: usize, quantity: Quantity) -> Place {
-    let query = row / h_q;
-    let holds = |span: &&grouped_attention::Span| {
-        (span.q_start..span.q_start + span.q_len).contains(&query)
-    };
-    let sequence = step.spans().iter().position(|span| holds(&span)).unwrap_or(0);
-    let token = query - step.spans().get(sequence).map_or(0, |span| span.q_start);
-    Place { sequence, token, head: row % h_q, quantity }
-}
-
-/// `[S-3.21]`: the same bits alone, in another order, on other pages, with another page size.
-fn judge_invariance(
-    engine: &AnyBackend,
-    script: &Script,
-    arithmetic: Arithmetic,
-    events: &[Event],
-) -> Result<(), Fault> {
-    if !arithmetic.batch_invariant {
-        return Err(Fault::NotDeclaredInvariant);
-    }
-    let case = &script.case;
-    let sequences = 0..case.lens.len();
-    let page_size = 2 * case.page_size + 1;
-    let alone = sequences.clone().map(|sequence| vec![sequence]);
-    let arrangements = alone.chain([sequences.rev().collect()]).zip(1..);
-    for (sequences, places) in arrangements {
-        let arrangement = Arrangement { sequences, page_size, places };
-        let other = Script::arranged(case, &arrangement).map_err(Fault::Case)?;
-        let rearranged = execute(engine, &other).map_err(Fault::Halted)?;
-        for (event, other_event) in events.iter().zip(&rearranged) {
-            let (output, other_output) = (last_output(event), last_output(other_event));
-            for (index, &sequence) in arrangement.sequences.iter().enumerate() {
-                let ours = rows_of(script, event, output, sequence);
-                let theirs = rows_of(&other, other_event, other_output, index);
-                if !same_bits(&ours, &theirs) {
-                    return Err(Fault::Variant { sequence, arrangement });
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn last_output(event: &Event) -> &Output {
-    match event {
-        Event::Attended { output, .. } => output,
-        Event::Merged { merged, .. } => merged,
-    }
-}
-
-/// Every number of one sequence of a batch.
-fn rows_of(script: &Script, event: &Event, output: &Output, sequence: usize) -> Vec<f64> {
-    let question = match event {
-        Event::Attended { question, .. } => *question,
-        Event::Merged { .. } => script.questions.len() - 1,
-    };
-    let geometry = script.problem.geometry();
-    let span = &script.questions[question].step.spans()[sequence];
-    let rows = span.q_start * geometry.h_q()..(span.q_start + span.q_len) * geometry.h_q();
-    let width_v = geometry.width_v();
-    let lse = output.lse.as_ref().map_or(&[][..], |lse| &lse[rows.clone()]);
-    [&output.o[rows.start * width_v..rows.end * width_v], lse].concat()
-}
-
-/// Values of one format are equal in bits exactly if they are in f64; NaN payloads aside.
-fn same_bits(a: &[f64], b: &[f64]) -> bool {
-    let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
-    a.len() == b.len() && a.iter().zip(b).all(same)
 }
 
 impl fmt::Display for Fault {
@@ -278,6 +189,12 @@ impl fmt::Display for Fault {
                 write!(f, "`supports` accepted the problem and a later call said: {reason}")
             }
             Fault::Wrong { event, comparison } => write!(f, "result {event}: {comparison}"),
+            Fault::Stored { slot, part, element, expected, got } => write!(
+                f,
+                "row {} of page {} holds {got:e} in element {element} of part {part}, not \
+                 {expected:e}",
+                slot.row, slot.page.0
+            ),
             Fault::Vacuous => f.write_str("no number was compared: the bounds do not apply"),
             Fault::NotDeclaredInvariant => {
                 f.write_str("batch-invariant mode, and `arithmetic` does not declare it")

@@ -14,13 +14,16 @@
 //! | [`script`] | what an engine is told to do, and what the oracle is asked |
 //! | [`tolerance`], [`compare`] | the derived bound, and the only comparison |
 //! | [`generate`] | where cases come from |
-//! | [`lm`] | language models that decode on any engine |
+//! | [`execute`], [`judge`], [`run`] | running a case on an engine, the verdict, the whole suite |
+//! | [`lm`], [`serve`] | language models that decode on any engine, and a loop that serves them |
 #![forbid(unsafe_code)]
 
 pub mod budget;
 pub mod case;
 pub mod compare;
 mod contract;
+#[cfg(doctest)]
+mod docs;
 pub mod draft;
 #[cfg(feature = "engines")]
 pub mod engines;
@@ -36,6 +39,7 @@ pub mod registry;
 pub mod run;
 pub mod scenario;
 pub mod script;
+pub mod serve;
 pub mod states;
 pub mod tally;
 pub mod tolerance;

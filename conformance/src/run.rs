@@ -11,7 +11,7 @@ use crate::registry::Registered;
 use crate::script::{Answer, Script};
 use crate::tally::{Ended, Tally};
 use grouped_attention::{AnyBackend, Variant};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
 use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 ///
 /// `known` are known failures as [`KnownFailures`] reads them; empty for none.
 pub fn main(engines: Vec<Registered>, known: &str) -> ExitCode {
-    match Suite::new(engines, known) {
+    let suite = Budget::from_env().and_then(|budget| Suite::new(engines, known, budget));
+    match suite {
         Ok(suite) => suite.run(&Arguments::from_args()),
         Err(message) => {
             eprintln!("{message}");
@@ -29,14 +30,17 @@ pub fn main(engines: Vec<Registered>, known: &str) -> ExitCode {
     }
 }
 
-/// Everything that trials share.
-struct Suite {
+/// Engines, cases and what is known of both.
+#[derive(Debug)]
+pub struct Suite {
     engines: Vec<Arc<Registered>>,
     shared: Arc<Shared>,
     corpus: Vec<Named>,
     grid: Vec<Named>,
 }
 
+/// Everything that trials share.
+#[derive(Debug)]
 struct Shared {
     budget: Budget,
     known: KnownFailures,
@@ -45,8 +49,11 @@ struct Shared {
 }
 
 impl Suite {
-    fn new(engines: Vec<Registered>, known: &str) -> Result<Suite, String> {
-        let budget = Budget::from_env()?;
+    /// A suite over these engines.
+    ///
+    /// # Errors
+    /// Known failures or a case that cannot be read; a required engine that is not registered.
+    pub fn new(engines: Vec<Registered>, known: &str, budget: Budget) -> Result<Suite, String> {
         let registered = |name: &String| engines.iter().any(|engine| engine.name() == name);
         if let Some(name) = budget.required.iter().find(|name| !registered(name)) {
             return Err(format!("GROUPED_ATTENTION_REQUIRE_ENGINES: there is no engine {name}"));
@@ -68,7 +75,24 @@ impl Suite {
         })
     }
 
-    fn run(self, arguments: &Arguments) -> ExitCode {
+    /// Runs the trials, prints the closing table and writes the tightness where it was asked for.
+    pub fn run(&self, arguments: &Arguments) -> ExitCode {
+        let conclusion = self.conclude(arguments);
+        if arguments.list {
+            return ExitCode::SUCCESS;
+        }
+        println!("{}", self.shared.tally.table());
+        if let Some(path) = &self.shared.budget.tightness
+            && let Err(error) = std::fs::write(path, self.shared.tally.tightness())
+        {
+            eprintln!("{path}: {error}");
+            return ExitCode::FAILURE;
+        }
+        conclusion.exit_code()
+    }
+
+    /// Runs the trials that the arguments ask for.
+    pub fn conclude(&self, arguments: &Arguments) -> Conclusion {
         let mut trials: Vec<Trial> = Vec::new();
         for engine in &self.engines {
             trials.extend(self.trials(engine));
@@ -82,17 +106,7 @@ impl Suite {
             [] => Ok(()),
             stale => Err(format!("no trial is called {}", stale.join(", ")).into()),
         }));
-        let conclusion = libtest_mimic::run(arguments, trials);
-        if !arguments.list {
-            println!("{}", self.shared.tally.table());
-            if let Some(path) = &self.shared.budget.tightness
-                && let Err(error) = std::fs::write(path, self.shared.tally.tightness())
-            {
-                eprintln!("{path}: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
-        conclusion.exit_code()
+        libtest_mimic::run(arguments, trials)
     }
 
     /// All trials of one engine, or the one that says why there are none.
@@ -210,7 +224,7 @@ impl UnderTest {
         }
         let script = match Script::new(case) {
             Ok(script) => script,
-            Err(error) => return Verdict::Failed(Fault::Case(error)),
+            Err(error) => return Verdict::Failed(Fault::Case(Box::new(error))),
         };
         let line = case.to_string();
         let lock = || self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner);

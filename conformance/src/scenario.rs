@@ -22,6 +22,8 @@ pub enum Scenario {
     /// Attend to the positions before a page boundary and to those after it, and merge.
     Merge,
     /// One plan with room for more, updated to other lengths, tables and order, and back.
+    Update,
+    /// The same with tensors as large as the plan's capacity, as recorded calls need them.
     Replay,
     /// As `Append`, with keys that the engine rotates, at positions with gaps.
     Rotate(RopeStyle),
@@ -32,13 +34,14 @@ const ROPE_BASE: f64 = 1_000.0;
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 9] = [
+    pub const ALL: [Scenario; 10] = [
         Scenario::Attend,
         Scenario::Append,
         Scenario::Truncate,
         Scenario::Keep,
         Scenario::Fork,
         Scenario::Merge,
+        Scenario::Update,
         Scenario::Replay,
         Scenario::Rotate(RopeStyle::HalfSplit),
         Scenario::Rotate(RopeStyle::Interleaved),
@@ -53,7 +56,8 @@ impl Scenario {
     /// True if the queries' own tokens are appended, so that there are no more queries than cached
     /// tokens.
     pub fn appends(self) -> bool {
-        !matches!(self, Scenario::Attend | Scenario::Merge | Scenario::Replay)
+        let whole = [Scenario::Attend, Scenario::Merge, Scenario::Update, Scenario::Replay];
+        !whole.contains(&self)
     }
 
     /// The word that lines and trial names use.
@@ -65,6 +69,7 @@ impl Scenario {
             Scenario::Keep => "keep",
             Scenario::Fork => "fork",
             Scenario::Merge => "merge",
+            Scenario::Update => "update",
             Scenario::Replay => "replay",
             Scenario::Rotate(RopeStyle::HalfSplit) => "rotate:half",
             Scenario::Rotate(RopeStyle::Interleaved) => "rotate:interleaved",

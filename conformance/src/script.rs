@@ -11,11 +11,13 @@ mod pool;
 
 use crate::case::{Case, InvalidCase};
 use crate::compare::{Expected, largest_finite};
+use crate::fill::TokenRow;
 use crate::tolerance::Tolerance;
 use build::Builder;
 use grouped_attention::{
     Append, Arithmetic, Attended, Backend, CacheLayout, CopyRows, Error, Extent, HostTensor,
-    Planning, Problem, Reference, ReferenceCache, ReferenceTensor, RowCopy, Step, Upload, attend,
+    Planning, Problem, Reference, ReferenceCache, ReferenceTensor, RowCopy, Slot, Step, Upload,
+    attend,
 };
 
 /// Rows behind the last one of query, output and new-row tensors, which nobody may read or write.
@@ -29,7 +31,7 @@ pub enum Op {
         /// What for.
         step: Step,
         /// Room for later updates.
-        capacity: Option<Extent>,
+        capacity: Option<Capacity>,
     },
     /// Update the current plan.
     Update {
@@ -56,6 +58,35 @@ pub enum Op {
     },
     /// Merge the last answer into the one before it.
     Merge,
+}
+
+/// Room of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Largest sizes.
+    pub extent: Extent,
+    /// True if tensors have the capacity's rows, as recorded calls need.
+    pub replayed: bool,
+}
+
+/// What cells should hold when a script has run.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// Cells of tokens, then cells that nothing was ever written to but NaN.
+    pub slots: Vec<Slot>,
+    /// What the first of them hold.
+    pub rows: Vec<StoredRow>,
+}
+
+/// What one cell should hold.
+#[derive(Clone, Debug)]
+pub struct StoredRow {
+    /// Exactly, but for rounding into the cache's format.
+    pub row: TokenRow,
+    /// For each element, how far a rotation in the engine may be off per unit of its vector
+    /// roundoff, before the rounding into the cache's format; absent where elements are stored as
+    /// given, bit for bit `[S-4.9] [S-7.19]`.
+    pub rotation: Option<TokenRow>,
 }
 
 /// What the oracle is asked: attention over the tokens that the sequences should hold.
@@ -96,6 +127,8 @@ pub struct Script {
     pub ops: Vec<Op>,
     /// What the oracle is asked.
     pub questions: Vec<Question>,
+    /// What the cache should hold in the end.
+    pub audit: Audit,
 }
 
 /// What batch-invariant results must not depend on `[S-3.21]`.
@@ -211,6 +244,9 @@ impl Inputs {
     ///
     /// # Errors
     /// A script without an attention; whatever the reference refuses.
+    ///
+    /// # Panics
+    /// Never: scripts plan before they attend.
     pub fn new(script: &Script) -> Result<Inputs, InvalidCase> {
         let attends = |op: &Op| matches!(op, Op::Attend { .. });
         let Some(last) = script.ops.iter().rposition(attends) else {
@@ -221,10 +257,11 @@ impl Inputs {
         };
         let mut host = Host::new(script);
         for op in &script.ops[..last] {
-            host.apply(op).map_err(|error| InvalidCase::Refused(error))?;
+            host.apply(op).map_err(InvalidCase::Refused)?;
         }
-        let Op::Attend { q, .. } = &script.ops[last] else { unreachable!("just found") };
-        let step = host.step.expect("a script plans before it attends");
+        let (Op::Attend { q, .. }, Some(step)) = (&script.ops[last], host.step) else {
+            unreachable!("this operation attends, and a script plans before it does");
+        };
         let geometry = script.problem.geometry();
         let mut q = q.to_f64();
         q.truncate(step.total_q() * geometry.h_q() * geometry.width_k());

@@ -5,16 +5,25 @@
 
 use grouped_attention::Reference;
 use grouped_attention_conformance::{Registered, engine};
+use grouped_attention_cpu::{CpuBackend, Kernel};
 use grouped_attention_cuda::{CudaBackend, Kernels};
 use std::process::ExitCode;
 
 /// A new engine, or a new configuration of one, is one line here.
 fn engines() -> Vec<Registered> {
-    vec![
+    let mut engines = vec![
         engine("reference", || Ok(Reference::new())),
+        engine("cpu", || Ok(CpuBackend::new())).sparse(),
+        engine("cpu-1", || CpuBackend::with_threads(1)).sparse(),
         engine("cuda", || CudaBackend::new(0)).sparse(),
         engine("cuda-naive", || CudaBackend::with_kernels(0, Kernels::Naive)).sparse(),
-    ]
+    ];
+    // The best kernel is `cpu` already; the others must not rot on machines that have a better one.
+    for kernel in Kernel::available() {
+        let name = format!("cpu-{}", kernel.name());
+        engines.push(engine(&name, move || CpuBackend::builder().kernel(kernel).build()).sparse());
+    }
+    engines
 }
 
 fn main() -> ExitCode {

@@ -4,19 +4,21 @@ use crate::backend::CpuBackend;
 use crate::buffer::with_element;
 use crate::cache::CpuCache;
 use crate::disjoint::Disjoint;
-use crate::kernel::Kernel;
+use crate::kernel::Instructions;
 use crate::lanes::{Job, Lanes, Unit};
 use crate::output::Output;
 use crate::plan::{Padded, Scratch, Steps, Workspace};
 use crate::schedule::Join;
 use crate::softmax::Online;
-use crate::task::TaskRun;
 use crate::threads::Threads;
 use grouped_attention::{Attend, Geometry};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Rows of a cached head from which the matrix unit is worth its packing.
+const MATRIX_ROWS: usize = 8;
+
 /// Runs one attend.
-pub(crate) fn attend(kernel: Kernel, threads: &Threads, call: Attend<'_, CpuBackend>) {
+pub(crate) fn attend(kernel: Instructions, threads: &Threads, call: Attend<'_, CpuBackend>) {
     let (steps, workspace) = call.plan.split();
     let problem = steps.problem;
     let output = Output::new(problem.output(), call.o, call.lse, problem.geometry().width_v());
@@ -36,7 +38,7 @@ pub(crate) fn attend(kernel: Kernel, threads: &Threads, call: Attend<'_, CpuBack
         let q = call.q.values::<E>();
         let tasks = &steps.schedule.tasks;
         for_each(threads, scratches, tasks, |scratch, task| {
-            kernel.run(TaskRun { shared: &shared, q, task, scratch });
+            kernel.attend(&shared, q, task, scratch);
         });
         for_each(threads, scratches, &steps.schedule.joins, |_, join| {
             kernel.run(JoinRun { shared: &shared, join });
@@ -56,25 +58,40 @@ pub(crate) struct Shared<'a> {
     /// As [`Workspace::parts`].
     pub(crate) parts: Disjoint<'a, f32>,
     pub(crate) output: Output<'a>,
-    /// The order of sums, [`Unit::INTERLEAVED`] of the cache's format.
+    /// The order of sums but for the matrix unit's, [`Unit::INTERLEAVED`] of the cache's format.
     pub(crate) interleaved: bool,
 }
 
 impl Shared<'_> {
     /// Query row `row` of a run of queries and heads: its token, and its place among `total_q *
-    /// h_q` rows. Rows of one cached head stand together, in the order of tokens, then heads.
+    /// h_q` rows; `None` for a row of padding. Rows of one cached head stand together, in the
+    /// order of tokens, then heads.
     pub(crate) fn place(
         &self,
         sequence: usize,
         heads: &std::ops::Range<usize>,
         queries: &std::ops::Range<usize>,
         row: usize,
-    ) -> (usize, usize) {
-        let group = self.geometry.group();
-        let (head, row) = (row / (queries.len() * group), row % (queries.len() * group));
+    ) -> Option<(usize, usize)> {
+        let (group, head_rows) = (self.geometry.group(), self.head_rows(queries.len()));
+        let (head, row) = (row / head_rows, row % head_rows);
+        if row >= queries.len() * group {
+            return None;
+        }
         let t = queries.start + row / group;
         let i = (heads.start + head) * group + row % group;
-        (t, (self.steps.spans[sequence].q_start + t) * self.geometry.h_q() + i)
+        Some((t, (self.steps.spans[sequence].q_start + t) * self.geometry.h_q() + i))
+    }
+
+    /// True if tasks of so many queries run on the matrix unit. Parts of one result must agree, so
+    /// nothing but the queries may decide it.
+    pub(crate) fn on_matrix(&self, queries: usize) -> bool {
+        self.steps.row_align > 1 && queries * self.geometry.group() >= MATRIX_ROWS
+    }
+
+    /// Rows that some queries take of one cached head, padding included.
+    pub(crate) fn head_rows(&self, queries: usize) -> usize {
+        (queries * self.geometry.group()).next_multiple_of(self.steps.row_align)
     }
 
     /// Normalises the sums of a run's rows and writes them out.
@@ -92,12 +109,15 @@ impl Shared<'_> {
     ) {
         let span = &self.steps.spans[sequence];
         let stride = self.padded.sums_stride();
+        let interleaved = self.interleaved && !self.on_matrix(queries.len());
         for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
-            let (t, place) = self.place(sequence, heads, queries, row);
+            let Some((t, place)) = self.place(sequence, heads, queries, row) else {
+                continue;
+            };
             let mut online = online(sums);
             let lse = online.normalise(lanes, self.steps.mask.sees_any(span, t));
             // SAFETY: the caller's promise.
-            unsafe { self.output.write::<L>(place, online.o, lse, self.interleaved) }
+            unsafe { self.output.write::<L>(place, online.o, lse, interleaved) }
         }
     }
 }
@@ -121,7 +141,7 @@ impl Job for JoinRun<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let JoinRun { shared, join } = self;
         let stride = shared.padded.sums_stride();
-        let rows = join.heads.len() * join.queries.len() * shared.geometry.group();
+        let rows = join.heads.len() * shared.head_rows(join.queries.len());
         // SAFETY: the schedule gives every part rows of its own, its task is done, and this is
         // the one join that reads them.
         let parts = unsafe { shared.parts.take(join.slot * stride, join.parts * rows * stride) };

@@ -3,7 +3,7 @@
 use crate::append::append;
 use crate::attend::attend;
 use crate::cache::CpuCache;
-use crate::kernel::Kernel;
+use crate::kernel::{Instructions, Kernel, best, choose};
 use crate::lanes::EXP_ERROR;
 use crate::merge::merge;
 use crate::plan::CpuPlan;
@@ -28,6 +28,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct CpuBackend {
     kernel: Kernel,
+    instructions: Instructions,
     threads: Threads,
 }
 
@@ -40,8 +41,16 @@ impl Default for CpuBackend {
 impl CpuBackend {
     /// An engine with the best kernel the machine has, on the rayon pool it is called from: the
     /// one whose thread calls, or the global one.
+    ///
+    /// The environment variable `GROUPED_ATTENTION_CPU_KERNEL` may name another kernel. One that
+    /// does not exist or that the machine lacks is warned of in `tracing` and not used;
+    /// [`builder`](Self::builder) makes it an error.
     pub fn new() -> CpuBackend {
-        CpuBackend { kernel: Kernel::best(), threads: Threads::Current }
+        CpuBackend::builder().build().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the best kernel runs instead");
+            let (kernel, instructions) = best();
+            CpuBackend { kernel, instructions, threads: Threads::Current }
+        })
     }
 
     /// An engine that runs on this pool.
@@ -100,13 +109,11 @@ impl CpuBackendBuilder {
     /// The engine.
     ///
     /// # Errors
-    /// A kernel that this machine cannot run; threads that it refuses.
+    /// A kernel that this machine cannot run, also where `GROUPED_ATTENTION_CPU_KERNEL` names it;
+    /// threads that it refuses.
     pub fn build(self) -> Result<CpuBackend, EngineError> {
         let unavailable = |reason| EngineError::Unavailable { engine: "cpu", reason };
-        let kernel = match self.kernel {
-            Some(kernel) => kernel.check().map_err(unavailable)?,
-            None => Kernel::best(),
-        };
+        let (kernel, instructions) = choose(self.kernel).map_err(unavailable)?;
         let threads = match self.threads {
             None => Threads::Current,
             Some(Choice::Pool(pool)) => Threads::Pool(pool),
@@ -115,7 +122,7 @@ impl CpuBackendBuilder {
                 Threads::Pool(Arc::new(pool.map_err(|error| unavailable(error.to_string()))?))
             }
         };
-        Ok(CpuBackend { kernel, threads })
+        Ok(CpuBackend { kernel, instructions, threads })
     }
 }
 
@@ -127,7 +134,7 @@ impl Backend for CpuBackend {
     fn identity(&self) -> Identity {
         Identity {
             name: "cpu",
-            kernel: self.kernel.name().to_owned(),
+            kernel: self.kernel.to_string(),
             device: format!("{}, {} threads", crate::machine::name(), self.threads.count()),
         }
     }
@@ -144,10 +151,15 @@ impl Backend for CpuBackend {
         // Every block but a part's last is whole, each part has a block at least, and joining a
         // part is one more update: at most twice as many updates as blocks.
         Arithmetic {
-            product: if self.kernel.fused() { 0.0 } else { Dtype::F32.unit_roundoff() },
+            product: if self.instructions.fused() { 0.0 } else { Dtype::F32.unit_roundoff() },
             // The exponential and the matrix library's tails may flush what is subnormal.
             flushes_subnormals: true,
             batch_invariant: problem.is_batch_invariant(),
+            // The matrix unit takes probabilities in bf16 and adds its products one by one.
+            probability: match self.instructions.row_align(problem.dtype()) {
+                1 => 0.0,
+                _ => Dtype::Bf16.unit_roundoff(),
+            },
             ..Arithmetic::f32(EXP_ERROR, BLOCK / 2)
         }
     }
@@ -171,7 +183,7 @@ impl Backend for CpuBackend {
 
     fn plan(&self, call: Planning<'_>) -> Result<CpuPlan, EngineError> {
         self.supports(call.problem)?;
-        CpuPlan::new(&call, self.threads.count())
+        CpuPlan::new(&call, self.instructions, self.threads.count())
     }
 
     fn update(&self, call: Update<'_, Self>) -> Result<(), EngineError> {
@@ -194,7 +206,7 @@ impl Backend for CpuBackend {
     }
 
     fn attend(&self, call: Attend<'_, Self>) -> Result<(), EngineError> {
-        attend(self.kernel, &self.threads, call);
+        attend(self.instructions, &self.threads, call);
         Ok(())
     }
 

@@ -1,49 +1,191 @@
-//! Which instruction set runs.
+//! Which instruction set runs: chosen once per engine, or forced.
 
-use crate::lanes::{Job, Lanes, Portable};
+use crate::attend::Shared;
+use crate::lanes::{Job, Lanes, Portable, Unit};
+use crate::plan::Scratch;
+use crate::schedule::Task;
+use crate::task::TaskRun;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::{
+    amx::Amx,
+    lanes::{Avx2, Avx512},
+    matrix::MatrixRun,
+};
+use grouped_attention::Dtype;
+use std::fmt;
+use std::str::FromStr;
 
-/// A kernel family, chosen once per engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A kernel family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kernel {
     /// Plain Rust, for whatever the build targets.
     Portable,
+    /// AVX2 with FMA and F16C: f32 arithmetic on any cache.
+    Avx2,
+    /// AVX-512: f32 arithmetic on any cache.
+    Avx512,
+    /// AMX on bf16 caches where a cached head meets many query rows, AVX-512 elsewhere.
+    Amx,
 }
 
-impl Kernel {
-    /// Runs `job` with this kernel's instructions.
-    pub(crate) fn run(self, job: impl Job) {
-        match self {
-            Kernel::Portable => Portable.vectorize(job),
-        }
-    }
+/// A kernel whose instructions the machine has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Instructions {
+    Portable(Portable),
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Avx2(Avx2),
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Avx512(Avx512),
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Amx(Amx, Avx512),
+}
 
-    /// True if its multiply-adds round once.
+impl Instructions {
+    /// True if multiply-adds round once.
     pub(crate) fn fused(self) -> bool {
         match self {
-            Kernel::Portable => Portable::FUSED,
+            Instructions::Portable(_) => Portable::FUSED,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            _ => true,
         }
     }
 
-    /// Every kernel that this machine can run.
-    pub fn available() -> Vec<Kernel> {
-        vec![Kernel::Portable]
-    }
-
-    /// The fastest of them.
-    pub(crate) fn best() -> Kernel {
-        Kernel::Portable
-    }
-
-    /// This kernel, if the machine can run it; why not, otherwise.
-    pub(crate) fn check(self) -> Result<Kernel, String> {
-        Ok(self)
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
+    /// Runs `job` compiled for the instruction set.
+    pub(crate) fn run(self, job: impl Job) {
         match self {
-            Kernel::Portable => "portable",
+            Instructions::Portable(lanes) => lanes.vectorize(job),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Instructions::Avx2(lanes) => lanes.vectorize(job),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Instructions::Avx512(lanes) | Instructions::Amx(_, lanes) => lanes.vectorize(job),
         }
     }
+
+    /// The rows of a cached head are padded to a multiple of this: to whole tiles where the matrix
+    /// unit may run.
+    pub(crate) fn row_align(self, dtype: Dtype) -> usize {
+        match self {
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Instructions::Amx(..) if dtype == Dtype::Bf16 => crate::amx::ROWS,
+            _ => 1,
+        }
+    }
+
+    /// Runs one task of queries `[total_q, h_q, width_k]`.
+    pub(crate) fn attend<E: Unit>(
+        self,
+        shared: &Shared<'_>,
+        q: &[E],
+        task: &Task,
+        scratch: &mut Scratch,
+    ) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if let Instructions::Amx(amx, lanes) = self
+            && let Some(q) = E::as_bf16(q)
+            && shared.on_matrix(task.queries.len())
+        {
+            return MatrixRun { shared, q, task }.run(lanes, amx, scratch);
+        }
+        self.run(TaskRun { shared, q, task, scratch });
+    }
+}
+
+/// The variable that forces a kernel by its name.
+pub(crate) const VARIABLE: &str = "GROUPED_ATTENTION_CPU_KERNEL";
+
+impl Kernel {
+    /// Every kernel, the fastest last.
+    pub const ALL: [Kernel; 4] = [Kernel::Portable, Kernel::Avx2, Kernel::Avx512, Kernel::Amx];
+
+    /// The kernels that this machine can run, the fastest last.
+    pub fn available() -> Vec<Kernel> {
+        Kernel::ALL.into_iter().filter(|kernel| kernel.check().is_ok()).collect()
+    }
+
+    /// Says whether the machine can run it.
+    ///
+    /// # Errors
+    /// What it lacks, in words.
+    pub fn check(self) -> Result<(), String> {
+        self.detect().map(|_| ())
+    }
+
+    /// Its instructions, or what the machine lacks.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    pub(crate) fn detect(self) -> Result<Instructions, String> {
+        let found = match self {
+            Kernel::Portable => Some(Instructions::Portable(Portable)),
+            Kernel::Avx2 => Avx2::detect().map(Instructions::Avx2),
+            Kernel::Avx512 => Avx512::detect().map(Instructions::Avx512),
+            Kernel::Amx => {
+                let amx = Amx::detect().map_err(str::to_owned)?;
+                Avx512::detect().map(|lanes| Instructions::Amx(amx, lanes))
+            }
+        };
+        found.ok_or_else(|| format!("the processor lacks {}", self.needs()))
+    }
+
+    /// Its instructions, or what the machine lacks.
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    pub(crate) fn detect(self) -> Result<Instructions, String> {
+        match self {
+            Kernel::Portable => Ok(Instructions::Portable(Portable)),
+            _ => Err(format!("{self} needs an x86-64 processor with {}", self.needs())),
+        }
+    }
+
+    fn needs(self) -> &'static str {
+        match self {
+            Kernel::Portable => "nothing",
+            Kernel::Avx2 => "AVX2, FMA or F16C",
+            Kernel::Avx512 | Kernel::Amx => "AVX-512 F, BW, DQ or VL",
+        }
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kernel::Portable => "portable",
+            Kernel::Avx2 => "avx2",
+            Kernel::Avx512 => "avx512",
+            Kernel::Amx => "amx",
+        })
+    }
+}
+
+impl FromStr for Kernel {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Kernel, String> {
+        let names = || Kernel::ALL.map(|kernel| kernel.to_string()).join(", ");
+        Kernel::ALL
+            .into_iter()
+            .find(|kernel| kernel.to_string() == name)
+            .ok_or_else(|| format!("unknown kernel {name:?}: expected one of {}", names()))
+    }
+}
+
+/// Chooses: `forced`, or what the environment names, or the fastest that the machine has.
+pub(crate) fn choose(forced: Option<Kernel>) -> Result<(Kernel, Instructions), String> {
+    let named = match std::env::var(VARIABLE) {
+        Ok(name) if !name.is_empty() => {
+            Some(name.parse().map_err(|error| format!("{VARIABLE}: {error}"))?)
+        }
+        _ => None,
+    };
+    let (kernel, instructions) = match forced.or(named) {
+        Some(kernel) => (kernel, kernel.detect()?),
+        None => best(),
+    };
+    tracing::info!(%kernel, forced = forced.or(named).is_some(), "cpu kernel chosen");
+    Ok((kernel, instructions))
+}
+
+/// The fastest kernel of the machine.
+pub(crate) fn best() -> (Kernel, Instructions) {
+    let found = |kernel: Kernel| Some((kernel, kernel.detect().ok()?));
+    let best = Kernel::ALL.into_iter().rev().find_map(found);
+    best.unwrap_or((Kernel::Portable, Instructions::Portable(Portable)))
 }

@@ -1,7 +1,14 @@
 //! Vectors of f32: one small set of operations per instruction set, on which every kernel but the
 //! matrix one is written once.
 
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod avx2;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod avx512;
 mod portable;
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+pub(crate) use {avx2::Avx2, avx512::Avx512};
 
 pub(crate) use portable::Portable;
 
@@ -37,7 +44,12 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// Sum over the lanes, in an order of its own that is always the same.
     fn sum(self, v: Self::F) -> f32;
-    /// `2^x` within [`EXP_ERROR`]; 0 below -126, NaN for NaN, 1 for 0.
+    /// Four [`sum`](Self::sum)s at once, possibly in another order.
+    #[inline(always)]
+    fn sum4(self, v: [Self::F; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
+    /// `2^x` within [`EXP_ERROR`] for x of at most 127; 0 below -126, NaN for NaN, 1 for 0.
     fn exp2(self, x: Self::F) -> Self::F;
 
     /// A unit of f32 as it lies: the first half, then the second.
@@ -49,6 +61,9 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// A unit of bf16: the even elements, then the odd ones. A bf16 is the upper half of an f32, so
     /// this order takes one shift and one mask, and the order as it lies twice as many operations.
     fn unit_bf16(self, x: &[half::bf16]) -> [Self::F; 2];
+
+    /// Asks for the cache line of `x[at]`, which may lie past the end.
+    fn prefetch<T>(self, x: &[T], at: usize);
 }
 
 /// Something to run compiled for an instruction set.
@@ -62,6 +77,10 @@ pub(crate) trait Unit: Element {
     const INTERLEAVED: bool;
     fn unit<L: Lanes>(lanes: L, x: &[Self]) -> [L::F; 2];
     fn zero() -> Self;
+    /// The same numbers, where they are bf16.
+    fn as_bf16(_: &[Self]) -> Option<&[half::bf16]> {
+        None
+    }
 }
 
 impl Unit for f32 {
@@ -92,6 +111,9 @@ impl Unit for half::bf16 {
     fn unit<L: Lanes>(lanes: L, x: &[half::bf16]) -> [L::F; 2] {
         lanes.unit_bf16(x)
     }
+    fn as_bf16(x: &[half::bf16]) -> Option<&[half::bf16]> {
+        Some(x)
+    }
     fn zero() -> half::bf16 {
         half::bf16::ZERO
     }
@@ -108,9 +130,6 @@ pub(crate) const EXP2: [f32; 6] =
 
 /// Exponents below this give 0: results would be subnormal.
 pub(crate) const EXP2_MIN: f32 = -126.0;
-/// Exponents are clamped here; larger ones only arise from infinite scores, and overflow after it.
-pub(crate) const EXP2_MAX: f32 = 127.0;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,9 +150,10 @@ mod tests {
     #[test]
     fn exponentials_keep_their_error() {
         for kernel in crate::Kernel::available() {
+            let instructions = kernel.detect().unwrap();
             let x: Vec<f32> = (0..1 << 18).map(|i| -126.0 * i as f32 / (1 << 18) as f32).collect();
             let mut y = x.clone();
-            kernel.run(Exp2(&mut y));
+            instructions.run(Exp2(&mut y));
             for (x, y) in x.iter().zip(y) {
                 let exact = f64::from(*x).exp2();
                 let error = ((f64::from(y) - exact) / exact).abs();
@@ -142,7 +162,7 @@ mod tests {
             let mut special = [0.0, f32::NEG_INFINITY, f32::NAN, -126.5, -1e30, 1.0, -1.0, 8.0];
             let mut padded = [0.0; 16];
             padded[..8].copy_from_slice(&special);
-            kernel.run(Exp2(&mut padded));
+            instructions.run(Exp2(&mut padded));
             special.copy_from_slice(&padded[..8]);
             assert!(special[2].is_nan(), "{kernel:?}");
             special[2] = 0.0;

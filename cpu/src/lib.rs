@@ -6,17 +6,26 @@
 //! (`task`, `softmax`); parts of one sequence are joined in the order of their positions
 //! (`attend`). The arithmetic of a block is written once over vectors (`lanes`, `rows`).
 
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod amx;
 mod append;
 mod attend;
 mod backend;
 mod buffer;
 mod cache;
+pub mod ceiling;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod columns;
 mod disjoint;
 mod kernel;
 mod lanes;
 mod machine;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod matrix;
 mod merge;
 mod output;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod pack;
 mod plan;
 mod rows;
 mod schedule;

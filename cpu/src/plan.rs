@@ -2,7 +2,10 @@
 
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
-use crate::schedule::{BLOCK, Bounds, Schedule, Sizes, schedule};
+use crate::kernel::Instructions;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::matrix::MatrixScratch;
+use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Schedule, Sizes, schedule};
 use crate::visibility::Visibility;
 use grouped_attention::{
     EngineError, Extent, PageId, PlanInfo, Planned, Planning, Problem, Row, Span, Step, Update,
@@ -46,10 +49,13 @@ pub(crate) struct Scratch {
     pub(crate) scores: Buffer,
     /// Sums, `[rows, 2 + o_stride]`.
     pub(crate) sums: Buffer,
-    /// Where each position of a block begins in both parts of the cache, `[2, BLOCK]`.
+    /// Where each position of a block begins in both parts of the cache, `[2, MATRIX_BLOCK]`.
     pub(crate) offsets: [Box<[usize]>; 2],
-    /// Positions of a block that each query token sees, as bits, `[queries]`.
+    /// Positions of a block that each query token sees, as bits, `[words, queries]`.
     pub(crate) sees: Box<[u64]>,
+    /// Where the matrix unit may run.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    pub(crate) matrix: Option<MatrixScratch>,
 }
 
 const _: () = assert!(BLOCK == u64::BITS as usize, "a block's positions are the bits of a word");
@@ -96,9 +102,13 @@ impl PlanInfo for CpuPlan {
 }
 
 impl CpuPlan {
-    pub(crate) fn new(call: &Planning<'_>, threads: usize) -> Result<CpuPlan, EngineError> {
+    pub(crate) fn new(
+        call: &Planning<'_>,
+        kernel: Instructions,
+        threads: usize,
+    ) -> Result<CpuPlan, EngineError> {
         let planned = call.planned();
-        let sizes = sizes(call.problem, threads);
+        let sizes = sizes(call.problem, kernel, threads);
         let capacity = *planned.capacity();
         let bounds = sizes.bounds(&capacity);
         let mut plan = CpuPlan {
@@ -108,7 +118,7 @@ impl CpuPlan {
                 tasks: with_capacity(bounds.tasks)?,
                 joins: with_capacity(bounds.joins)?,
             },
-            workspace: Workspace::new(call.problem, &bounds, threads)?,
+            workspace: Workspace::new(call.problem, &bounds, sizes.row_align, threads)?,
             planned,
         };
         plan.write(call.step);
@@ -139,6 +149,7 @@ impl CpuPlan {
             spans: &self.step.spans,
             page_ids: &self.step.page_ids,
             mask: &self.step.mask,
+            row_align: self.sizes.row_align,
             schedule: &self.schedule,
         };
         (steps, &mut self.workspace)
@@ -153,10 +164,12 @@ pub(crate) struct Steps<'a> {
     pub(crate) spans: &'a [Span],
     pub(crate) page_ids: &'a [PageId],
     pub(crate) mask: &'a Visibility,
+    /// As [`Sizes::row_align`].
+    pub(crate) row_align: usize,
     pub(crate) schedule: &'a Schedule,
 }
 
-fn sizes(problem: &Problem, threads: usize) -> Sizes {
+fn sizes(problem: &Problem, kernel: Instructions, threads: usize) -> Sizes {
     let geometry = problem.geometry();
     Sizes {
         heads: geometry.heads(),
@@ -164,12 +177,13 @@ fn sizes(problem: &Problem, threads: usize) -> Sizes {
         width_k: geometry.width_k(),
         width_v: geometry.width_v(),
         token_bytes: geometry.row().elements() * problem.dtype().bytes(),
+        row_align: kernel.row_align(problem.dtype()),
         threads,
         batch_invariant: problem.is_batch_invariant(),
     }
 }
 
-fn with_capacity<T>(capacity: usize) -> Result<Vec<T>, EngineError> {
+pub(crate) fn with_capacity<T>(capacity: usize) -> Result<Vec<T>, EngineError> {
     let mut items = Vec::new();
     let bytes = capacity.saturating_mul(size_of::<T>());
     items.try_reserve_exact(capacity).map_err(|_| EngineError::OutOfMemory { bytes })?;
@@ -201,9 +215,14 @@ impl StepCopy {
 }
 
 impl Workspace {
-    fn new(problem: &Problem, bounds: &Bounds, threads: usize) -> Result<Workspace, EngineError> {
+    fn new(
+        problem: &Problem,
+        bounds: &Bounds,
+        row_align: usize,
+        threads: usize,
+    ) -> Result<Workspace, EngineError> {
         let padded = Padded::new(problem.geometry().row());
-        let scratch = |_| Scratch::new(padded, bounds);
+        let scratch = |_| Scratch::new(padded, bounds, row_align > 1);
         Ok(Workspace {
             scratches: (0..threads).map(scratch).collect::<Result<_, _>>()?,
             parts: Buffer::zeroed::<f32>(bounds.slot_rows.saturating_mul(padded.sums_stride()))?,
@@ -212,13 +231,15 @@ impl Workspace {
 }
 
 impl Scratch {
-    fn new(padded: Padded, bounds: &Bounds) -> Result<Scratch, EngineError> {
+    fn new(padded: Padded, bounds: &Bounds, matrix: bool) -> Result<Scratch, EngineError> {
         Ok(Scratch {
             q: Buffer::zeroed::<f32>(bounds.rows * padded.q_stride())?,
             scores: Buffer::zeroed::<f32>(bounds.rows * BLOCK)?,
             sums: Buffer::zeroed::<f32>(bounds.rows * padded.sums_stride())?,
-            offsets: [vec![0; BLOCK].into(), vec![0; BLOCK].into()],
-            sees: vec![0; bounds.queries].into(),
+            offsets: [vec![0; MATRIX_BLOCK].into(), vec![0; MATRIX_BLOCK].into()],
+            sees: vec![0; bounds.queries * (MATRIX_BLOCK / BLOCK)].into(),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            matrix: matrix.then(|| MatrixScratch::new(padded, bounds)).transpose()?,
         })
     }
 }

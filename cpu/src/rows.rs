@@ -36,13 +36,11 @@ pub(crate) struct Matrix<'a> {
     pub(crate) stride: usize,
 }
 
-/// Unit `u` of a row of the cache; what a last, partial unit lacks is 0.
+/// What is left of a row behind its whole units, filled up with zeros.
+///
+/// Kept out of the loops over whole units: a call there would cost them their registers.
 #[inline(always)]
-fn unit<L: Lanes, E: Unit>(lanes: L, row: &[E], u: usize) -> [L::F; 2] {
-    let rest = &row[u * L::UNIT..];
-    if rest.len() >= L::UNIT {
-        return E::unit(lanes, rest);
-    }
+fn last_unit<L: Lanes, E: Unit>(lanes: L, rest: &[E]) -> [L::F; 2] {
     let mut padded = [E::zero(); 32];
     padded[..rest.len()].copy_from_slice(rest);
     E::unit(lanes, &padded)
@@ -104,27 +102,60 @@ fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize>(
     scores: &mut [f32],
     stride: usize,
 ) -> usize {
+    let stride_q = q.stride;
     let mut sums = [[lanes.splat(0.0); T]; R];
     let mut first = 0;
     for (strip, padded) in keys {
         let rows: [&[E]; T] = std::array::from_fn(|t| strip.row(j + t));
-        for u in 0..strip.width.div_ceil(L::UNIT) {
-            let keys: [[L::F; 2]; T] = std::array::from_fn(|t| unit(lanes, rows[t], u));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let q = lanes.unit_f32(&q.cells[r * q.stride + first + u * L::UNIT..]);
-                for (sum, key) in sums.iter_mut().zip(&keys) {
-                    *sum = lanes.fma(q[1], key[1], lanes.fma(q[0], key[0], *sum));
-                }
+        let whole = strip.width / L::UNIT;
+        for u in 0..whole {
+            let mut keys = [[lanes.splat(0.0); 2]; T];
+            for t in 0..T {
+                keys[t] = E::unit(lanes, &rows[t][u * L::UNIT..]);
             }
+            let q = &q.cells[first + u * L::UNIT..];
+            score_unit(lanes, q, stride_q, &keys, &mut sums);
+        }
+        if strip.width % L::UNIT > 0 {
+            let keys = rows.map(|row| last_unit(lanes, &row[whole * L::UNIT..]));
+            let q = &q.cells[first + whole * L::UNIT..];
+            score_unit(lanes, q, stride_q, &keys, &mut sums);
         }
         first += padded;
     }
     for (r, sums) in sums.iter().enumerate() {
-        for (t, sum) in sums.iter().enumerate() {
-            scores[r * stride + t] = lanes.sum(*sum);
+        let scores = &mut scores[r * stride..][..T];
+        match sums.as_chunks::<4>() {
+            (four, []) => {
+                for (four, scores) in four.iter().zip(scores.chunks_exact_mut(4)) {
+                    scores.copy_from_slice(&lanes.sum4(*four));
+                }
+            }
+            _ => {
+                for (sum, score) in sums.iter().zip(scores) {
+                    *score = lanes.sum(*sum);
+                }
+            }
         }
     }
     R
+}
+
+/// Adds one unit's products to R times T sums.
+#[inline(always)]
+fn score_unit<L: Lanes, const R: usize, const T: usize>(
+    lanes: L,
+    q: &[f32],
+    stride: usize,
+    keys: &[[L::F; 2]; T],
+    sums: &mut [[L::F; T]; R],
+) {
+    for r in 0..R {
+        let q = lanes.unit_f32(&q[r * stride..]);
+        for t in 0..T {
+            sums[r][t] = lanes.fma(q[1], keys[t][1], lanes.fma(q[0], keys[t][0], sums[r][t]));
+        }
+    }
 }
 
 /// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`.
@@ -137,59 +168,82 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
     o: &mut [f32],
     o_stride: usize,
 ) {
-    let units = values.width.div_ceil(L::UNIT);
-    let mut u = 0;
-    while u < units {
+    let mut column = 0;
+    while column < values.width {
+        let left = values.width - column;
         let mut i = 0;
         while i < rows {
             let p = Matrix { cells: &p.cells[i * p.stride..], stride: p.stride };
-            let o = &mut o[i * o_stride + u * L::UNIT..];
-            i += match (rows - i, units - u) {
-                (1, 1) => accumulate_tile::<L, E, 1, 1>(lanes, p, values, u, o, o_stride),
-                (1, _) => accumulate_tile::<L, E, 1, 2>(lanes, p, values, u, o, o_stride),
-                (2, 1) => accumulate_tile::<L, E, 2, 1>(lanes, p, values, u, o, o_stride),
-                (2, _) => accumulate_tile::<L, E, 2, 2>(lanes, p, values, u, o, o_stride),
-                (3, 1) => accumulate_tile::<L, E, 3, 1>(lanes, p, values, u, o, o_stride),
-                (3, _) => accumulate_tile::<L, E, 3, 2>(lanes, p, values, u, o, o_stride),
-                (_, 1) => accumulate_tile::<L, E, 4, 1>(lanes, p, values, u, o, o_stride),
-                (_, _) => accumulate_tile::<L, E, 4, 2>(lanes, p, values, u, o, o_stride),
+            let o = &mut o[i * o_stride + column..];
+            i += match rows - i {
+                1 => accumulate_rows::<L, E, 1>(lanes, p, values, column, left, o, o_stride),
+                2 => accumulate_rows::<L, E, 2>(lanes, p, values, column, left, o, o_stride),
+                3 => accumulate_rows::<L, E, 3>(lanes, p, values, column, left, o, o_stride),
+                _ => accumulate_rows::<L, E, 4>(lanes, p, values, column, left, o, o_stride),
             };
         }
-        u += 2;
+        column += if left >= 2 * L::UNIT { 2 * L::UNIT } else { L::UNIT };
     }
 }
 
-/// R rows of sums over C units from unit `u` of the values; answers R.
+/// R rows of sums over two units of values, or one, or what is left; answers R.
 #[inline(always)]
-fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const C: usize>(
+fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
     lanes: L,
     p: Matrix<'_>,
     values: Strip<'_, E>,
-    u: usize,
+    column: usize,
+    left: usize,
     o: &mut [f32],
     o_stride: usize,
 ) -> usize {
-    let mut sums: [[[L::F; 2]; C]; R] = std::array::from_fn(|r| {
-        std::array::from_fn(|c| lanes.unit_f32(&o[r * o_stride + c * L::UNIT..]))
-    });
+    if left >= 2 * L::UNIT {
+        let pair = |row: &[E]| {
+            let [a, b] = E::unit(lanes, &row[column..]);
+            let [c, d] = E::unit(lanes, &row[column + L::UNIT..]);
+            [a, b, c, d]
+        };
+        accumulate_tile::<L, E, R, 4>(lanes, p, values, pair, o, o_stride);
+    } else if left >= L::UNIT {
+        let one = |row: &[E]| E::unit(lanes, &row[column..]);
+        accumulate_tile::<L, E, R, 2>(lanes, p, values, one, o, o_stride);
+    } else {
+        let rest = |row: &[E]| last_unit(lanes, &row[column..]);
+        accumulate_tile::<L, E, R, 2>(lanes, p, values, rest, o, o_stride);
+    }
+    R
+}
+
+/// R rows of sums over W vectors of values, which `load` takes from a row of the cache.
+#[inline(always)]
+fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
+    lanes: L,
+    p: Matrix<'_>,
+    values: Strip<'_, E>,
+    load: impl Fn(&[E]) -> [L::F; W],
+    o: &mut [f32],
+    o_stride: usize,
+) {
+    let mut sums = [[lanes.splat(0.0); W]; R];
+    for r in 0..R {
+        for w in 0..W {
+            sums[r][w] = lanes.load(&o[r * o_stride + w * L::LANES..]);
+        }
+    }
     for j in 0..values.len() {
-        let row = values.row(j);
-        let v: [[L::F; 2]; C] = std::array::from_fn(|c| unit(lanes, row, u + c));
-        for (r, sums) in sums.iter_mut().enumerate() {
+        let v = load(values.row(j));
+        for r in 0..R {
             let p = lanes.splat(p.cells[r * p.stride + j]);
-            for (sum, v) in sums.iter_mut().zip(&v) {
-                *sum = [lanes.fma(p, v[0], sum[0]), lanes.fma(p, v[1], sum[1])];
+            for w in 0..W {
+                sums[r][w] = lanes.fma(p, v[w], sums[r][w]);
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (c, sum) in sums.iter().enumerate() {
-            let o = &mut o[r * o_stride + c * L::UNIT..];
-            lanes.store(o, sum[0]);
-            lanes.store(&mut o[L::LANES..], sum[1]);
+    for r in 0..R {
+        for w in 0..W {
+            lanes.store(&mut o[r * o_stride + w * L::LANES..], sums[r][w]);
         }
     }
-    R
 }
 
 /// As [`accumulate`], for one row and only the positions whose bit is set: what is not seen is not
@@ -203,9 +257,8 @@ pub(crate) fn accumulate_seen<L: Lanes, E: Unit>(
 ) {
     for j in (0..values.len()).filter(|j| seen >> j & 1 == 1) {
         let (row, p) = (values.row(j), lanes.splat(p[j]));
-        for u in 0..row.len().div_ceil(L::UNIT) {
-            let v = unit(lanes, row, u);
-            let o = &mut o[u * L::UNIT..];
+        for (unit, o) in row.chunks(L::UNIT).zip(o.chunks_exact_mut(L::UNIT)) {
+            let v = last_unit(lanes, unit);
             let sum = lanes.unit_f32(o);
             lanes.store(o, lanes.fma(p, v[0], sum[0]));
             lanes.store(&mut o[L::LANES..], lanes.fma(p, v[1], sum[1]));
@@ -216,9 +269,8 @@ pub(crate) fn accumulate_seen<L: Lanes, E: Unit>(
 /// Writes one row in f32, in the order of the units.
 #[inline(always)]
 pub(crate) fn widen_row<L: Lanes, E: Unit>(lanes: L, row: &[E], out: &mut [f32]) {
-    for u in 0..row.len().div_ceil(L::UNIT) {
-        let [first, second] = unit(lanes, row, u);
-        let out = &mut out[u * L::UNIT..];
+    for (unit, out) in row.chunks(L::UNIT).zip(out.chunks_exact_mut(L::UNIT)) {
+        let [first, second] = last_unit(lanes, unit);
         lanes.store(out, first);
         lanes.store(&mut out[L::LANES..], second);
     }

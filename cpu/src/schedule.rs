@@ -24,6 +24,8 @@ pub(crate) struct Sizes {
     pub(crate) width_v: usize,
     /// Bytes that one token takes in the cache.
     pub(crate) token_bytes: usize,
+    /// The rows of a head are padded to a multiple of this.
+    pub(crate) row_align: usize,
     /// Threads that will run the tasks.
     pub(crate) threads: usize,
     /// True if sums must be cut by the sequence's own length alone.
@@ -33,6 +35,10 @@ pub(crate) struct Sizes {
 /// Positions that are scored together. Ranges begin at multiples of it, so that how a block is cut
 /// depends neither on pages nor on neighbours.
 pub(crate) const BLOCK: usize = 64;
+
+/// As [`BLOCK`], for the matrix unit: sums pass through its registers once a block, and their way
+/// to the cache and back must not cost more than the products in between.
+pub(crate) const MATRIX_BLOCK: usize = 4 * BLOCK;
 
 /// Elements of `o` that a task keeps: 1 MiB, half of a common L2 cache.
 const MAX_STATE: usize = 1 << 18;
@@ -103,6 +109,11 @@ pub(crate) struct Bounds {
 }
 
 impl Sizes {
+    /// Rows that some queries take of one head, padding included.
+    fn head_rows(&self, queries: usize) -> usize {
+        queries.saturating_mul(self.group).next_multiple_of(self.row_align)
+    }
+
     /// Query tokens that a task takes at most, and the heads it takes of so many.
     fn tile(&self) -> (usize, usize) {
         let rows = MAX_STATE.div_ceil(self.width_v);
@@ -141,12 +152,16 @@ impl Sizes {
         let queries = queries.min(extent.max_q_len).max(1);
         let limit = MAX_STATE.div_ceil(self.width_v).max(queries * self.group);
         let rows = (queries * self.group * self.heads).min(limit);
+        // Each head of a task may be padded.
+        let rows = rows + self.heads * (self.row_align - 1);
         // A tile per started run of queries, times the runs of heads it may be parted into.
         let runs = extent.sequences.saturating_add(extent.total_q / queries);
         let tiles = runs.saturating_mul(self.heads);
         let (parts, slot_rows) = if self.batch_invariant {
             let parts = invariant_parts(extent.max_kv_len);
+            // Every tile pads its heads.
             let all_rows = extent.total_q.saturating_mul(self.group * self.heads);
+            let all_rows = all_rows.saturating_add(tiles.saturating_mul(self.row_align - 1));
             let slot_rows = if parts > 1 { all_rows.saturating_mul(parts) } else { 0 };
             (tiles.saturating_mul(parts), slot_rows)
         } else {
@@ -199,7 +214,7 @@ pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &m
         let length = length.next_multiple_of(BLOCK).max(BLOCK);
         // A tile that sees nothing is a task too: it writes empty rows.
         let parts = end.div_ceil(length).max(1);
-        let rows = tile.heads.len() * sizes.group * tile.queries.len();
+        let rows = tile.heads.len() * sizes.head_rows(tile.queries.len());
         let first_slot = next_slot;
         for part in 0..parts {
             let slot = (parts > 1).then_some(next_slot);
@@ -250,6 +265,7 @@ mod tests {
         width_k: 128,
         width_v: 128,
         token_bytes: 4096,
+        row_align: 1,
         threads: 2,
         batch_invariant: false,
     };
@@ -331,6 +347,7 @@ mod tests {
                 width_k,
                 width_v,
                 token_bytes: 2 * heads * (width_k + width_v),
+                row_align: if width_k % 2 == 0 { 16 } else { 1 },
                 threads,
                 batch_invariant,
             })
@@ -364,7 +381,7 @@ mod tests {
             let mut covered = std::collections::HashMap::new();
             let mut slots = Vec::new();
             for task in &schedule.tasks {
-                let rows = task.heads.len() * task.queries.len() * sizes.group;
+                let rows = task.heads.len() * sizes.head_rows(task.queries.len());
                 prop_assert!(rows <= bounds.rows && task.queries.len() <= bounds.queries);
                 prop_assert!(task.positions.start % BLOCK == 0);
                 prop_assert!(task.slot.is_none_or(|slot| slot + rows <= bounds.slot_rows));

@@ -23,8 +23,8 @@ impl<E: Unit> Job for TaskRun<'_, E> {
     fn run<L: Lanes>(self, lanes: L) {
         let TaskRun { shared, q, task, scratch } = self;
         let stride = shared.padded.sums_stride();
-        let rows = task.heads.len() * task.queries.len() * shared.geometry.group();
-        let Scratch { sums, offsets, sees, q: packed, scores } = scratch;
+        let rows = task.heads.len() * shared.head_rows(task.queries.len());
+        let Scratch { sums, offsets, sees, q: packed, scores, .. } = scratch;
         let sums = match task.slot {
             None => &mut sums.as_mut_slice()[..rows * stride],
             // SAFETY: the schedule gives every part rows of its own, and joins come later.
@@ -36,11 +36,15 @@ impl<E: Unit> Job for TaskRun<'_, E> {
         let mut first = task.positions.start;
         while first < task.positions.end {
             let count = (task.positions.end - first).min(BLOCK);
+            let mixed = is_mixed(shared, task, first + count);
+            if mixed {
+                see(shared, task, first, count, sees);
+            }
             let block = Block {
                 shared,
                 task,
                 offsets: locate(shared, task.sequence, first, count, offsets),
-                sees: seen(shared, task, first, count, sees),
+                sees: mixed.then_some(&*sees),
             };
             for head in 0..task.heads.len() {
                 block.attend::<L, E>(lanes, head, &mut work, sums);
@@ -67,7 +71,9 @@ fn pack<L: Lanes, E: Unit>(
     let (width, padded) = (shared.geometry.width_k(), shared.padded);
     let split = key_widths(shared.geometry.row())[0];
     for (row, out) in packed.chunks_exact_mut(padded.q_stride()).take(rows).enumerate() {
-        let (_, place) = shared.place(task.sequence, &task.heads, &task.queries, row);
+        let Some((_, place)) = shared.place(task.sequence, &task.heads, &task.queries, row) else {
+            continue;
+        };
         let (nope, rope) = q[place * width..][..width].split_at(split);
         widen_row(lanes, nope, out);
         widen_row(lanes, rope, &mut out[padded.key[0]..]);
@@ -75,7 +81,7 @@ fn pack<L: Lanes, E: Unit>(
 }
 
 /// Elements of a key that come from the first part of a cache row, and from the second.
-fn key_widths(row: Row) -> [usize; 2] {
+pub(crate) fn key_widths(row: Row) -> [usize; 2] {
     match row {
         Row::Separate { d_k, .. } => [d_k, 0],
         Row::Tied { n, r, .. } => [n, r],
@@ -84,7 +90,7 @@ fn key_widths(row: Row) -> [usize; 2] {
 
 /// Where `count` positions from `first` on begin in both parts of the cache.
 #[inline(always)]
-fn locate<'a>(
+pub(crate) fn locate<'a>(
     shared: &Shared<'_>,
     sequence: usize,
     first: usize,
@@ -111,23 +117,41 @@ fn locate<'a>(
     [&a[..count], &b[..count]]
 }
 
-/// What each query sees of a block, or `None` where all see all of it.
-fn seen<'a>(
-    shared: &Shared<'_>,
-    task: &Task,
-    first: usize,
-    count: usize,
-    sees: &'a mut [u64],
-) -> Option<&'a [u64]> {
+/// True if some query of a task does not see all positions before `end`.
+pub(crate) fn is_mixed(shared: &Shared<'_>, task: &Task, end: usize) -> bool {
+    end > shared.steps.mask.common_end(&shared.steps.spans[task.sequence], &task.queries)
+}
+
+/// Writes what each query sees of up to [`BLOCK`] positions, `[queries]`.
+pub(crate) fn see(shared: &Shared<'_>, task: &Task, first: usize, count: usize, sees: &mut [u64]) {
     let (mask, span) = (shared.steps.mask, &shared.steps.spans[task.sequence]);
-    if first + count <= mask.common_end(span, &task.queries) {
-        return None;
-    }
-    let sees = &mut sees[..task.queries.len()];
     for (bits, t) in sees.iter_mut().zip(task.queries.clone()) {
         *bits = mask.bits(span, t, first) & low_bits(count);
     }
-    Some(sees)
+}
+
+/// One head's keys of a block, as their two pieces, and its values.
+#[inline(always)]
+pub(crate) fn strips<'a, E: Unit>(
+    shared: &Shared<'a>,
+    offsets: [&'a [usize]; 2],
+    head: usize,
+) -> ([Strip<'a, E>; 2], Strip<'a, E>) {
+    let (first, second) = (shared.cache.first(), shared.cache.second());
+    let strip = |part: &'a Part, index: usize, head: usize, width| Strip {
+        cells: part.cells::<E>(),
+        offsets: offsets[index],
+        head: head * part.head_stride(),
+        width,
+    };
+    let row = shared.geometry.row();
+    let [one, two] = key_widths(row);
+    let values = match row {
+        Row::Separate { d_v, .. } => strip(second, 1, head, d_v),
+        Row::Tied { s, .. } => strip(first, 0, head, s),
+    };
+    // Where keys are separate the second piece is empty; the rope key has one head.
+    ([strip(first, 0, head, one), strip(second, 1, 0, two)], values)
 }
 
 /// Up to [`BLOCK`] positions, for all heads of a task.
@@ -156,10 +180,13 @@ impl<'a> Block<'a> {
     ) {
         let padded = self.shared.padded;
         let rows = self.task.queries.len() * self.shared.geometry.group();
-        let q =
-            Matrix { cells: &work.q[head * rows * padded.q_stride()..], stride: padded.q_stride() };
-        let sums = &mut sums[head * rows * padded.sums_stride()..][..rows * padded.sums_stride()];
-        let (keys, values) = self.strips::<E>(self.task.heads.start + head);
+        let head_rows = self.shared.head_rows(self.task.queries.len());
+        let q = &work.q[head * head_rows * padded.q_stride()..];
+        let q = Matrix { cells: q, stride: padded.q_stride() };
+        let sums = &mut sums[head * head_rows * padded.sums_stride()..];
+        let sums = &mut sums[..rows * padded.sums_stride()];
+        let (keys, values) = strips::<E>(self.shared, self.offsets, self.task.heads.start + head);
+        let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
         scores(lanes, q, rows, keys, work.scores, BLOCK);
         self.hide(keys[0].0.len(), rows, work.scores);
         let padded_count = keys[0].0.len().next_multiple_of(16);
@@ -181,28 +208,6 @@ impl<'a> Block<'a> {
             }
             _ => accumulate(lanes, p, rows, values, sums, padded.sums_stride()),
         }
-    }
-
-    /// The head's keys, as their two pieces with the padded width of each, and its values.
-    #[inline(always)]
-    fn strips<E: Unit>(&self, head: usize) -> ([(Strip<'a, E>, usize); 2], Strip<'a, E>) {
-        let (first, second) = (self.shared.cache.first(), self.shared.cache.second());
-        let [one, two] = key_widths(self.shared.geometry.row());
-        let strip = |part: &'a Part, index: usize, head: usize, width| Strip {
-            cells: part.cells::<E>(),
-            offsets: self.offsets[index],
-            head: head * part.head_stride(),
-            width,
-        };
-        let width_v = self.shared.geometry.width_v();
-        let values = match self.shared.geometry.row() {
-            Row::Separate { .. } => strip(second, 1, head, width_v),
-            Row::Tied { .. } => strip(first, 0, head, width_v),
-        };
-        // Where keys are separate the second piece is empty; the rope key has one head.
-        let key = [strip(first, 0, head, one), strip(second, 1, 0, two)];
-        let [a, b] = key;
-        ([(a, self.shared.padded.key[0]), (b, self.shared.padded.key[1])], values)
     }
 
     /// Gives what rows do not see, and what pads the block to whole vectors, a score of -inf.

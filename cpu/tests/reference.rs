@@ -6,7 +6,7 @@ use grouped_attention::{
     HostTensor, Mask, MaskKind, Merge, PageId, Planning, Problem, Reference, Rope, RopeScaling,
     RopeStyle, Row, RowCopy, Sequence, Slot, Step, Update, Upload, Write,
 };
-use grouped_attention_cpu::CpuBackend;
+use grouped_attention_cpu::{CpuBackend, Kernel};
 use proptest::prelude::*;
 
 /// Numbers from a seed, the same everywhere.
@@ -289,7 +289,9 @@ fn cases() -> impl Strategy<Value = Case> {
 
 /// Every engine of this crate that the machine can run.
 fn engines() -> Vec<CpuBackend> {
-    vec![CpuBackend::with_threads(1).unwrap(), CpuBackend::with_threads(3).unwrap()]
+    let engine =
+        |(kernel, threads)| CpuBackend::builder().kernel(kernel).threads(threads).build().unwrap();
+    Kernel::available().into_iter().zip([1, 3, 2, 3]).map(engine).collect()
 }
 
 proptest! {

@@ -1,26 +1,4 @@
-//! The definition of attention over a cache.
-//!
-//! For query t of a sequence and head i with cached head g `[S-3.1]` `[S-3.2]` `[S-3.3]`:
-//!
-//! ```text
-//! score[j]  = scale * <q[t, i], K_g[j]>           for every visible position j
-//! o[t, i]   = sum_j p[j] * V_g[j]                  p = softmax(score)
-//! lse[t, i] = ln sum_j exp(score[j])               natural logarithm
-//! ```
-//!
-//! and beside them what error bounds scale with `[S-7.4]` `[S-7.5]`:
-//!
-//! ```text
-//! A[t, i]   = sum_j p[j] * |V_g[j]|                        the envelope
-//! D[t, i]   = sqrt(sum_j p[j]^2 * (V_g[j] - o[t, i])^2)     the spread
-//! S[t, i]   = max_j scale * sum_c |q_c k_jc|
-//! R[t, i]   = max_j sqrt(score[j]^2 + scale^2 * sum_c (q_c k_jc)^2)
-//! ```
-//!
-//! Two passes, f64, no tiling, in the order of the positions. A row that sees no position has
-//! `o = 0`, `lse = -inf` and `A = 0`. Only visible positions are read, so unused cells may hold
-//! anything. A NaN or infinity that a row sees spreads as IEEE arithmetic spreads it, within that
-//! row alone.
+//! The definition of attention over a cache: [`attend`].
 
 use crate::backend::CacheInfo;
 use crate::engine::ReferenceCache;
@@ -66,7 +44,29 @@ impl RowStats {
     };
 }
 
-/// Attention of the queries `[total_q, h_q, width_k]` of a step over a cache.
+/// Attention of the queries `[total_q, h_q, width_k]` of a step over a cache: the definition.
+///
+/// For query t of a sequence and head i with cached head g `[S-3.1]` `[S-3.2]` `[S-3.3]`:
+///
+/// ```text
+/// score[j]  = scale * <q[t, i], K_g[j]>            for every visible position j
+/// o[t, i]   = sum_j p[j] * V_g[j]                  p = softmax(score)
+/// lse[t, i] = ln sum_j exp(score[j])               natural logarithm
+/// ```
+///
+/// and beside them what error bounds scale with `[S-7.4]` `[S-7.5]`:
+///
+/// ```text
+/// A[t, i]   = sum_j p[j] * |V_g[j]|                         the envelope
+/// D[t, i]   = sqrt(sum_j p[j]^2 * (V_g[j] - o[t, i])^2)     the spread
+/// S[t, i]   = max_j scale * sum_c |q_c k_jc|
+/// R[t, i]   = max_j sqrt(score[j]^2 + scale^2 * sum_c (q_c k_jc)^2)
+/// ```
+///
+/// Two passes, f64, no tiling, in the order of the positions. A row that sees no position has
+/// `o = 0`, `lse = -inf` and `A = 0`. Only visible positions are read, so unused cells may hold
+/// anything. A NaN or infinity that a row sees spreads as IEEE arithmetic spreads it, within that
+/// row alone.
 ///
 /// # Panics
 /// If the queries are not `total_q * h_q * width_k` numbers, the cache has other rows than the

@@ -501,7 +501,7 @@ pub enum InvalidCall {
     #[error("a rotating append needs a problem with a rope")]
     NoRope,
     /// A row that its page does not have.
-    #[error("{slot:?} is past a page of {page_size} rows")]
+    #[error("row {} of page {} is past a page of {page_size} rows", slot.row, slot.page.0)]
     RowBeyondPage {
         /// The slot.
         slot: Slot,

@@ -1,16 +1,16 @@
-//! Which cached positions a query may see.
-//!
-//! ```text
-//! causal, q_len 3, kv_len 5        causal, q_len 3, kv_len 2      tree, q_len 4, kv_len 6
-//!        j 0 1 2 3 4                      j 0 1                   parents [-1, 0, 0, 2]
-//! t 0      x x x . .               t 0      . .   (empty row)            j 0 1 2 3 4 5
-//! t 1      x x x x .               t 1      x .                   t 0      x x x . . .
-//! t 2      x x x x x               t 2      x x                   t 1      x x x x . .
-//!                                                                 t 2      x x x . x .
-//!                                                                 t 3      x x x . x x
-//! ```
+//! Which cached positions a query may see: [`Mask`].
 
-/// A mask as it is asked for.
+/// A mask as it is asked for: which cached positions j a query t may see.
+///
+/// ```text
+/// causal                causal                tree
+/// q_len 3, kv_len 5     q_len 3, kv_len 2     q_len 4, parents [-1, 0, 0, 2]
+///      j 0 1 2 3 4           j 0 1                 j 0 1 2 3 4 5
+/// t 0    x x x . .      t 0    . .   empty    t 0    x x x . . .
+/// t 1    x x x x .      t 1    x .            t 1    x x x x . .
+/// t 2    x x x x x      t 2    x x            t 2    x x x . x .
+///                                             t 3    x x x . x x
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaskKind<'a> {
     /// Query t sees `j <= kv_len - q_len + t`: aligned at the bottom right `[S-3.7]`.
@@ -191,7 +191,9 @@ mod tests {
         let mask = Mask::new(MaskKind::Tree(&[-1, 0, -1, -1, 1]), [2, 0, 3]).unwrap();
         assert!(mask.sees(2, 3, 3, 2, 1) && !mask.sees(2, 3, 3, 2, 0));
         let Mask::Tree(tree) = mask else { panic!("not a tree") };
-        assert_eq!(tree.depth(2, 2), 2);
+        assert_eq!((tree.depth(2, 0), tree.depth(2, 2)), (1, 2));
+        assert_eq!(tree.parents(), [-1, 0, -1, -1, 1]);
+        assert_eq!(tree.path(2, 2).collect::<Vec<_>>(), [2, 1]);
     }
 
     // [S-3.10]

@@ -326,23 +326,51 @@ impl PageTables {
     /// # Errors
     /// An unknown sequence; no free page for the copy. Nothing changes then.
     pub fn fork(&mut self, sequence: SequenceId) -> Result<(SequenceId, Vec<RowCopy>), PageError> {
-        let table = self.table(sequence)?.clone();
-        let partial = table.len % self.page_size;
-        self.check_free(usize::from(partial > 0))?;
-        let full = table.len / self.page_size;
+        self.fork_prefix(sequence, self.len(sequence)?)
+    }
+
+    /// A second sequence with the first `len` tokens. Their full pages are shared; a last, partly
+    /// filled one is copied. A prefix of whole pages therefore takes no page and copies nothing.
+    ///
+    /// ```
+    /// # use grouped_attention::PageTables;
+    /// let mut tables = PageTables::new(16, 4)?;
+    /// let sequence = tables.insert();
+    /// tables.extend(sequence, 40)?;
+    /// let (prefix, copies) = tables.fork_prefix(sequence, 32)?;
+    /// assert_eq!(tables.pages(prefix)?, &tables.pages(sequence)?[..2]);
+    /// assert_eq!((copies.len(), tables.free_pages()), (0, 1));
+    /// # Ok::<(), grouped_attention::PageError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// An unknown sequence, or one that is shorter; no free page for the copy. Nothing changes
+    /// then.
+    pub fn fork_prefix(
+        &mut self,
+        sequence: SequenceId,
+        len: usize,
+    ) -> Result<(SequenceId, Vec<RowCopy>), PageError> {
+        let table = self.table(sequence)?;
+        if len > table.len {
+            return Err(PageError::TruncateBeyond { sequence, len, current: table.len });
+        }
+        let (full, partial) = (len / self.page_size, len % self.page_size);
         let mut pages = table.pages[..full].to_vec();
+        let last = (partial > 0).then(|| table.pages[full]);
+        self.check_free(usize::from(partial > 0))?;
         for &page in &pages {
             self.pool.share(page);
         }
         let mut copies = Vec::new();
-        if partial > 0 {
+        if let Some(last) = last {
             let fresh = self.pool.take();
-            copies.push(page_copy(table.pages[full], fresh, partial));
+            copies.push(page_copy(last, fresh, partial));
             pages.push(fresh);
         }
         let id = self.insert();
         let index = self.index(id)?;
-        self.sequences[index].1 = Table { pages, len: table.len };
+        self.sequences[index].1 = Table { pages, len };
         Ok((id, copies))
     }
 

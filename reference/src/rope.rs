@@ -1,15 +1,4 @@
-//! Rotary position embedding: both pair orders, frequency scaling, angles in f64 `[S-5.1]`.
-//!
-//! A vector of even width r is r/2 pairs. At position p, pair i turns by the angle `p * f_i`:
-//!
-//! ```text
-//! f_i    = base^(-2i/r)                         then scaled, see RopeScaling
-//! a'     = c * (a cos(p f_i) - b sin(p f_i))
-//! b'     = c * (b cos(p f_i) + a sin(p f_i))
-//! ```
-//!
-//! c is 1 except under YaRN. Which two elements are pair i is the style's matter, and the result
-//! stays where it came from: a key rotated in interleaved style is stored in pair order.
+//! Rotary position embedding: [`Rope`].
 
 use std::f64::consts::PI;
 
@@ -63,7 +52,18 @@ pub enum RopeScaling {
     },
 }
 
-/// A rotary embedding of one width. Legal by construction.
+/// A rotary embedding of one width, angles in f64 `[S-5.1]`. Legal by construction.
+///
+/// A vector of even width r is r/2 pairs. At position p, pair i turns by the angle `p * f_i`:
+///
+/// ```text
+/// f_i    = base^(-2i/r)                         then scaled, see RopeScaling
+/// a'     = c * (a cos(p f_i) - b sin(p f_i))
+/// b'     = c * (b cos(p f_i) + a sin(p f_i))
+/// ```
+///
+/// c is 1 except under YaRN. Which two elements are pair i is the style's matter, and the result
+/// stays where it came from: a key rotated in interleaved style is stored in pair order.
 ///
 /// ```
 /// use grouped_attention::{Rope, RopeScaling, RopeStyle};

@@ -173,12 +173,16 @@ impl Step {
     /// # Errors
     /// More queries than cached tokens; two writes to one cell.
     pub fn appending(self) -> Result<Step, InvalidStep> {
+        // Before the list is made: queries alone cost nothing, and there may be 2^31 of them.
+        let beyond = self.spans.iter().position(|span| span.q_len > span.kv_len);
+        if let Some(sequence) = beyond {
+            let Span { q_len, kv_len, .. } = self.spans[sequence];
+            return Err(InvalidStep::AppendBeyond { sequence, q_len, kv_len });
+        }
         let mut writes = Vec::with_capacity(self.total_q());
-        for (index, span) in self.spans.iter().enumerate() {
+        for span in &self.spans {
             let Span { q_start, q_len, kv_len, .. } = *span;
-            let Some(prefix) = kv_len.checked_sub(q_len) else {
-                return Err(InvalidStep::AppendBeyond { sequence: index, q_len, kv_len });
-            };
+            let prefix = kv_len - q_len;
             for t in 0..q_len {
                 let position = match &self.mask {
                     Mask::Causal | Mask::Full => prefix + t,

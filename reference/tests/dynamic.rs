@@ -7,8 +7,8 @@ use common::{Numbers, Plain, append, host_bits, row_tensors, tensor};
 use grouped_attention::{
     AnyBackend, AnyCache, AnyTensor, Append, Attend, Backend, CacheInfo, CacheLayout, CopyRows,
     Dtype, DynBackend, EngineError, Extension, Geometry, HostTensor, MaskKind, Merge, PageTables,
-    PlanInfo, Planning, Problem, Reference, ReferenceCache, ReferenceTensor, Rope, RopeScaling,
-    RopeStyle, Status, TensorInfo, Update, Upload,
+    PlanInfo, Planning, Problem, ReadRows, Reference, ReferenceCache, ReferenceTensor, Rope,
+    RopeScaling, RopeStyle, Status, TensorInfo, Update, Upload,
 };
 
 // Checked by the compiler: the mirror is object-safe, and a boxed engine is an engine, shareable
@@ -74,7 +74,10 @@ fn program<B: Backend>(backend: &B) -> Vec<u32> {
     assert_eq!(backend.status(&plan), Ok(Status::Ok));
 
     let other_lse = tensor(backend, Dtype::F32, &[2, 4], &numbers.vector(8));
+    let slots: Vec<_> = step.writes().iter().map(|write| write.slot).collect();
+    let written = backend.read_rows(ReadRows::new(&cache, &slots).unwrap()).unwrap();
     let mut bits = host_bits(&backend.download(&o).unwrap());
+    bits.extend(written.iter().flat_map(host_bits));
     backend.merge(Merge::new(&mut o, &mut lse, &later_o, &other_lse).unwrap()).unwrap();
     backend.synchronize().unwrap();
     for tensor in [&o, &lse, &later_o] {
@@ -164,6 +167,8 @@ fn handles_of_another_engine_are_foreign() {
     assert_eq!(home.status(&far_plan).map(|_| ()), foreign("plan"));
     let call = CopyRows::new(&mut far_cache, &[]).unwrap();
     assert_eq!(home.copy_rows(call), foreign("cache"));
+    let call = ReadRows::new(&far_cache, &[]).unwrap();
+    assert_eq!(home.read_rows(call).map(|_| ()), foreign("cache"));
 
     for far in 0..4 {
         let plan = if far == 0 { &far_plan } else { &home_plan };

@@ -8,8 +8,8 @@ use grouped_attention::{
     Append, Attend, Backend, CacheLayout, CopyRows, Dtype, EngineError, Error, Extension, Extent,
     Geometry, HostTensor, InvalidCall, InvalidGeometry, InvalidLayout, InvalidMask, InvalidProblem,
     InvalidStep, InvalidTensor, Mask, MaskKind, Merge, PageError, PageId, PageTables, Planning,
-    Problem, Reference, Rope, RopeScaling, RopeStyle, RowCopy, Sequence, Slot, Step, Unsupported,
-    Update, Upload, Values, Variant, Write,
+    Problem, ReadRows, Reference, Rope, RopeScaling, RopeStyle, RowCopy, Sequence, Slot, Step,
+    Unsupported, Update, Upload, Values, Variant, Write,
 };
 use insta::assert_snapshot;
 
@@ -268,6 +268,8 @@ fn writes() {
     );
     assert_snapshot!(writing(&[slot(u32::MAX, 0)]), @"entry 0 has page id 4294967295, past 2^31");
     assert!(step().writing(vec![]).is_ok());
+    let largest = Write { slot: slot(i32::MAX as u32, 3), position: i64::MIN };
+    assert_eq!(step().writing(vec![largest]).map(|step| step.pages_required()), Ok(1 << 31));
     // Sequences that share their first page both append to its first row.
     let both = Step::new(4, &[sequence(1, 1, &pages), sequence(1, 1, &pages)], Mask::Causal);
     assert_snapshot!(
@@ -350,6 +352,7 @@ fn page_tables() {
         error(tables.truncate(b, 0)),
         error(tables.keep(b, 0, &[])),
         error(tables.fork(b)),
+        error(tables.fork_prefix(b, 0)),
         error(tables.step(&[(b, 0)], MaskKind::Causal)),
     ];
     assert_snapshot!(unknown[0], @"sequence #1 is not in these page tables");
@@ -626,6 +629,17 @@ fn copies() {
         assert_eq!(copy(from, to, 2), Ok(()));
     }
     assert_eq!(copy(slot(0, 3), slot(0, 3), 0), Ok(()));
+}
+
+#[test]
+fn reads() {
+    let Parts { cache, .. } = parts();
+    let read = |slots: &[Slot]| error(ReadRows::<Reference>::new(&cache, slots));
+    assert_snapshot!(
+        read(&[slot(0, 0), slot(2, 0)]), @"page 2 is out of range: the cache has 2"
+    );
+    assert_snapshot!(read(&[slot(1, 3), slot(1, 4)]), @"row 4 of page 1 is past a page of 4 rows");
+    assert!(ReadRows::<Reference>::new(&cache, &[slot(1, 3)]).is_ok());
 }
 
 #[test]

@@ -22,6 +22,7 @@ enum Op {
     Truncate { which: usize, len: usize },
     Keep { which: usize, draft: usize, path: Vec<usize> },
     Fork { which: usize },
+    ForkPrefix { which: usize, len: usize },
     Remove { which: usize },
 }
 
@@ -42,7 +43,8 @@ fn ops() -> impl Strategy<Value = Op> {
                 Op::Keep { which, draft, path }
             }
         ),
-        3 => which.clone().prop_map(|which| Op::Fork { which }),
+        2 => which.clone().prop_map(|which| Op::Fork { which }),
+        2 => (which.clone(), 0..20_usize).prop_map(|(which, len)| Op::ForkPrefix { which, len }),
         1 => which.prop_map(|which| Op::Remove { which }),
     ]
 }
@@ -100,6 +102,7 @@ impl World {
     fn copy(&mut self, copies: &[RowCopy]) {
         CopyRows::<Reference>::new(&mut self.cache, copies).expect("copies within pages");
         for copy in copies {
+            assert!(copy.rows > 0, "{copy:?} copies nothing");
             let (from, to) = (self.at(copy.from), self.at(copy.to));
             for row in 0..copy.rows {
                 assert!(self.store[from + row].is_some(), "{copy:?} copies what nobody wrote");
@@ -130,7 +133,8 @@ impl World {
             Op::Extend { which, tokens } => self.extend(pick(which), *tokens),
             Op::Truncate { which, len } => self.truncate(pick(which), *len),
             Op::Keep { which, draft, path } => self.keep(pick(which), *draft, path),
-            Op::Fork { which } => self.fork(pick(which)),
+            Op::Fork { which } => self.fork(pick(which), None),
+            Op::ForkPrefix { which, len } => self.fork(pick(which), Some(*len)),
             Op::Remove { which } => {
                 let (id, _) = self.model.remove(pick(which));
                 self.tables.remove(id)
@@ -208,13 +212,20 @@ impl World {
     }
 
     // [S-4.15]
-    fn fork(&mut self, index: usize) -> Result<(), PageError> {
-        let (id, tokens) = self.model[index].clone();
+    fn fork(&mut self, index: usize, prefix: Option<usize>) -> Result<(), PageError> {
+        let (id, mut tokens) = self.model[index].clone();
+        let current = tokens.len();
+        tokens.truncate(prefix.unwrap_or(current));
         let page_size = self.tables.page_size();
         let needed = usize::from(!tokens.len().is_multiple_of(page_size));
         let free = self.tables.free_pages();
-        let result = self.tables.fork(id);
-        if needed > free {
+        let result = match prefix {
+            None => self.tables.fork(id),
+            Some(len) => self.tables.fork_prefix(id, len),
+        };
+        if let Some(len) = prefix.filter(|&len| len > current) {
+            assert_eq!(result, Err(PageError::TruncateBeyond { sequence: id, len, current }));
+        } else if needed > free {
             assert_eq!(result, Err(PageError::PoolExhausted { needed, free }));
         }
         let (fork, copies) = result?;

@@ -7,9 +7,9 @@ mod common;
 use common::{Numbers, Plain, append, attended, host_bits, row_tensors, tensor};
 use grouped_attention::{
     Append, Attend, Backend, CacheInfo, CacheLayout, CopyRows, Dtype, Extent, Geometry, HostTensor,
-    InvalidCall, MaskKind, Merge, PageId, PageTables, PlanInfo, Planning, Problem, Reference,
-    ReferenceCache, ReferenceTensor, RowCopy, SequenceId, Slot, Step, TensorInfo, Update, Upload,
-    Values, Write,
+    InvalidCall, MaskKind, Merge, PageId, PageTables, PlanInfo, Planning, Problem, ReadRows,
+    Reference, ReferenceCache, ReferenceTensor, RowCopy, SequenceId, Slot, Step, TensorInfo,
+    Update, Upload, Values, Write,
 };
 
 const PAGE_SIZE: usize = 3;
@@ -190,6 +190,49 @@ fn copies_run_in_order() {
     for untouched in [slot(6, 0), slot(7, 1), slot(5, 0)] {
         assert!(cache.first(untouched).iter().all(|x| x.is_nan()));
     }
+}
+
+// [S-4.9]: rows come back in the order of the slots, and an append puts them where they were.
+#[test]
+fn rows_are_read_as_they_were_written() {
+    for geometry in [Geometry::gqa(4, 2, 3), Geometry::gla(4, 2, 3, 2), Geometry::mla(4, 3, 0)] {
+        let geometry = geometry.unwrap();
+        let problem = Problem::new(geometry, Dtype::F16, 1.0).unwrap();
+        let layout = CacheLayout::new(geometry, Dtype::F16, 2, 3).unwrap();
+        let mut cache = Reference.create_cache(layout).unwrap();
+        let slots = [(2, 1), (0, 0), (1, 1)].map(|(page, row)| Slot { page: PageId(page), row });
+        let writes = slots.map(|slot| Write { slot, position: 0 }).to_vec();
+        let step = Step::new(2, &[], grouped_attention::Mask::Full).unwrap();
+        let step = step.writing(writes).unwrap();
+        let mut rows = Plain::random(&mut Numbers(37), &geometry, 0, 3).rows;
+        rows.iter_mut().flatten().flatten().for_each(|x| *x = Dtype::F16.round(*x));
+        append(&Reference, &problem, &step, &mut cache, &rows);
+        // Twice the same slot is legal.
+        let order = [slots[1], slots[0], slots[2], slots[0]];
+        let [first, second] = Reference.read_rows(ReadRows::new(&cache, &order).unwrap()).unwrap();
+        let expected: Vec<_> = [1, 0, 2, 0].map(|index| rows[index].clone()).to_vec();
+        let (tensor, part) = row_tensors(&Reference, &problem, &expected);
+        assert_eq!(first, Reference.download(&tensor).unwrap());
+        match part {
+            Some(part) => assert_eq!(second, Reference.download(&part).unwrap()),
+            None => assert_eq!(second.shape(), [4, 0]),
+        }
+        let [none, _] = Reference.read_rows(ReadRows::new(&cache, &[]).unwrap()).unwrap();
+        assert_eq!(none.shape()[0], 0);
+    }
+}
+
+// Numbers that no format holds, for the definition alone.
+#[test]
+fn exact_rows_are_not_rounded() {
+    let layout = CacheLayout::new(Geometry::mqa(1, 1).unwrap(), Dtype::Bf16, 1, 2).unwrap();
+    let mut cache = ReferenceCache::new(layout);
+    let (third, slot) = (1.0 / 3.0, Slot { page: PageId(1), row: 0 });
+    cache.write_exact(slot, &[third], &[-third]);
+    assert_eq!((cache.first(slot), cache.second(slot)), (&[third][..], &[-third][..]));
+    cache.write(slot, &[third], &[-third]);
+    let rounded = Dtype::Bf16.round(third);
+    assert_eq!((cache.first(slot), cache.second(slot)), (&[rounded][..], &[-rounded][..]));
 }
 
 // "It must write the first total_q rows of o and lse and leave the rest as it is."

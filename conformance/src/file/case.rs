@@ -292,7 +292,7 @@ fn cache_shapes(file: &mut TensorFile<'_>, q: [usize; 3]) -> Result<(Geometry, P
         return Err(FileError::Both(
             "cache_state",
             name,
-            "states and rope keys or keys and values",
+            "states and rope keys, or keys and values",
         ));
     }
     let (shape, geometry) = if tied { tied_shapes(file, q)? } else { separate_shapes(file, q)? };

@@ -77,9 +77,9 @@ pub fn find(name: &str) -> Result<Named, InvalidCorpus> {
 fn parse(file: &'static str, text: &str) -> Result<Vec<Named>, InvalidCorpus> {
     let parsed: File = toml::from_str(text)
         .map_err(|error| InvalidCorpus::Toml { file, message: error.to_string() })?;
-    let named = |Entry { name, why, line }: Entry| match line.parse() {
+    let named = |Entry { name, why, line }: Entry| match line.parse::<Case>() {
         Ok(case) => Ok(Named { name, why, case }),
-        Err(error) => Err(InvalidCorpus::Case { name, error }),
+        Err(error) => Err(InvalidCorpus::Case { name, error: Box::new(error) }),
     };
     parsed.case.into_iter().map(named).collect()
 }
@@ -102,7 +102,7 @@ pub enum InvalidCorpus {
         /// The entry.
         name: String,
         /// What is wrong with its line.
-        error: InvalidCase,
+        error: Box<InvalidCase>,
     },
     /// Two cases of one name.
     #[error("{name} is in the corpus twice")]

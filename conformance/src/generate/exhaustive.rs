@@ -56,6 +56,9 @@ impl Bucket {
     }
 
     /// The cases, smallest first.
+    ///
+    /// # Panics
+    /// Never: the small geometries are legal.
     pub fn cases(&self) -> impl Iterator<Item = Case> + use<> {
         let Bucket { variant, bounds, pairs } = *self;
         let geometry = smallest(variant).expect("small geometries are legal");

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn a_failure_is_shrunk_to_a_small_line() {
         let judge = |case: &Case| match Script::new(case) {
-            Err(error) => Verdict::Failed(Fault::Case(error)),
+            Err(error) => Verdict::Failed(Fault::Case(Box::new(error))),
             Ok(_) if case.lens.iter().any(|lens| lens.kv >= 7) => Verdict::Failed(Fault::Vacuous),
             Ok(_) => Verdict::Passed(Default::default()),
         };
@@ -126,7 +126,7 @@ mod tests {
                     assert_eq!(case.geometry.variant(), variant);
                     Verdict::Skipped { reason: String::new() }
                 }
-                Err(error) => Verdict::Failed(Fault::Case(error)),
+                Err(error) => Verdict::Failed(Fault::Case(Box::new(error))),
             });
             assert!(found.is_none(), "{found:?}");
         }

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Decoder<'a, B: Backend> {
     model: &'a Model,
-    backend: &'a B,
-    tables: PageTables,
+    pub(super) backend: &'a B,
+    pub(super) tables: PageTables,
     /// One per layer.
-    caches: Vec<B::Cache>,
-    problem: Problem,
+    pub(super) caches: Vec<B::Cache>,
+    pub(super) problem: Problem,
     plan: Option<B::Plan>,
     tensors: Option<Tensors<B>>,
     timing: Timing,
@@ -125,6 +125,17 @@ impl<'a, B: Backend> Decoder<'a, B> {
         Ok(fork)
     }
 
+    /// A second text of the first `len` bytes, sharing their full pages: free of cost where `len` is
+    /// a whole number of pages.
+    ///
+    /// # Errors
+    /// An unknown text, or a length beyond it; no page for the copy of a partly filled one.
+    pub fn fork_prefix(&mut self, text: SequenceId, len: usize) -> Result<SequenceId, DecodeError> {
+        let (fork, copies) = self.tables.fork_prefix(text, len).map_err(Error::from)?;
+        self.copy(&copies)?;
+        Ok(fork)
+    }
+
     /// Appends bytes to several texts and returns the logits that follow each of them,
     /// `[total, 256]`, text after text: one step of the model, whatever the numbers of bytes.
     ///
@@ -182,7 +193,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         Ok(positions)
     }
 
-    fn copy(&mut self, copies: &[RowCopy]) -> Result<(), DecodeError> {
+    pub(super) fn copy(&mut self, copies: &[RowCopy]) -> Result<(), DecodeError> {
         for cache in &mut self.caches {
             let call = CopyRows::new(cache, copies).map_err(Error::from)?;
             self.backend.copy_rows(call).map_err(Error::from)?;
@@ -204,17 +215,23 @@ impl<'a, B: Backend> Decoder<'a, B> {
         Ok(())
     }
 
+    /// Shapes of the two parts of `rows` new rows; a rope key 0 wide is none.
+    pub(super) fn row_shapes(&self, rows: usize) -> (Vec<usize>, Option<Vec<usize>>) {
+        let heads = self.geometry().heads();
+        match self.geometry().row() {
+            Row::Separate { d_k, d_v, .. } => {
+                (vec![rows, heads, d_k], Some(vec![rows, heads, d_v]))
+            }
+            Row::Tied { s, r, .. } => (vec![rows, heads, s], (r > 0).then(|| vec![rows, r])),
+        }
+    }
+
     fn allocate(&self, tokens: usize) -> Result<Tensors<B>, DecodeError> {
         let (geometry, dtype) = (self.problem.geometry(), self.problem.dtype());
         let zeros =
             |dtype, shape: &[usize]| self.backend.allocate(dtype, shape).map_err(Error::from);
-        let (h_q, heads) = (geometry.h_q(), geometry.heads());
-        let (first, second) = match geometry.row() {
-            Row::Separate { d_k, d_v, .. } => {
-                (vec![tokens, heads, d_k], Some(vec![tokens, heads, d_v]))
-            }
-            Row::Tied { s, r, .. } => (vec![tokens, heads, s], (r > 0).then(|| vec![tokens, r])),
-        };
+        let h_q = geometry.h_q();
+        let (first, second) = self.row_shapes(tokens);
         Ok(Tensors {
             tokens,
             q: zeros(dtype, &[tokens, h_q, geometry.width_k()])?,
@@ -291,6 +308,14 @@ pub enum DecodeError {
     /// A model of no layers.
     #[error("the model has no layers")]
     NoLayers,
+    /// Saved rows are those of another, shorter text.
+    #[error("a text of {len} bytes cannot be restored from {saved} saved rows")]
+    LongerThanSaved {
+        /// Bytes of the text.
+        len: usize,
+        /// Rows on the host.
+        saved: usize,
+    },
     /// The engine, or what it was asked.
     #[error(transparent)]
     Attention(#[from] Error),

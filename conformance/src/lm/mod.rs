@@ -12,12 +12,16 @@ mod generate;
 mod mlp;
 mod model;
 mod sample;
+mod saved;
 mod session;
+mod uniform;
 
 pub use decoder::{DecodeError, Decoder, Timing};
 pub use draft::prompt_lookup;
 pub use generate::{Generation, Options, generate};
 pub use mlp::Mlp;
-pub use model::{Model, ModelError};
+pub use model::{Model, ModelError, VOCABULARY};
 pub use sample::Sampler;
+pub use saved::SavedRows;
 pub use session::Session;
+pub(crate) use uniform::Uniform;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// Tokens are bytes.
-pub(super) const VOCABULARY: usize = 256;
+pub const VOCABULARY: usize = 256;
 
 /// A transformer over bytes: Llama's blocks around one of four kinds of attention.
 #[derive(Clone, Debug)]

@@ -1,16 +1,18 @@
 //! From logits to the next byte.
 
+use super::uniform::Uniform;
+
 /// Draws bytes at a temperature, or takes the likeliest one at temperature 0.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     temperature: f64,
-    state: u64,
+    draws: Uniform,
 }
 
 impl Sampler {
     /// A sampler whose draws depend on nothing but the seed.
     pub fn new(temperature: f64, seed: u64) -> Sampler {
-        Sampler { temperature, state: seed }
+        Sampler { temperature, draws: Uniform::new(seed) }
     }
 
     /// The next byte, of logits `[256]`.
@@ -22,7 +24,7 @@ impl Sampler {
         let temperature = self.temperature;
         let weight = |logit: f64| ((logit - logits[likeliest]) / temperature).exp();
         let total: f64 = logits.iter().map(|&logit| weight(logit)).sum();
-        let mut left = self.uniform() * total;
+        let mut left = self.draws.next() * total;
         for (byte, &logit) in logits.iter().enumerate() {
             left -= weight(logit);
             if left < 0.0 {
@@ -31,15 +33,6 @@ impl Sampler {
         }
         // Rounding can leave a sliver behind the last weight.
         likeliest as u8
-    }
-
-    /// Uniform on `[0, 1)`, by SplitMix64.
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) >> 11) as f64 * f64::EPSILON / 2.0
     }
 }
 

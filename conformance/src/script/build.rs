@@ -1,7 +1,9 @@
 //! Writing the script of a case, and the oracle's record beside it.
 
 use super::pool::{Pool, Queried};
-use super::{Arrangement, Op, Question, Rotation, SPARE_ROWS, Script, maxima};
+use super::{
+    Arrangement, Audit, Capacity, Op, Question, Rotation, SPARE_ROWS, Script, StoredRow, maxima,
+};
 use crate::case::{Case, InvalidCase, Lens};
 use crate::draft::{Draft, MaskShape};
 use crate::fill::{Filler, Token, TokenRow};
@@ -12,6 +14,7 @@ use grouped_attention::{
     CacheLayout, Extent, HostTensor, Mask, MaskKind, PageId, Problem, ReferenceCache, Rope,
     RopeStyle, Row, Sequence, SequenceId, Slot, Step, Write,
 };
+use std::collections::HashSet;
 use std::rc::Rc;
 
 /// A token that a sequence should hold.
@@ -43,6 +46,8 @@ pub(super) struct Builder<'a> {
     live: Vec<Live>,
     ops: Vec<Op>,
     questions: Vec<Question>,
+    /// Cells that hold NaN still.
+    poisoned: HashSet<Slot>,
 }
 
 /// One sequence of an attention: an index into `live`, its queries, and its cached positions.
@@ -92,6 +97,7 @@ impl<'a> Builder<'a> {
             live: Vec::new(),
             ops: Vec::new(),
             questions: Vec::new(),
+            poisoned: HashSet::new(),
         })
     }
 
@@ -108,9 +114,11 @@ impl<'a> Builder<'a> {
             Scenario::Keep => self.keep()?,
             Scenario::Fork => self.fork()?,
             Scenario::Merge => self.merge()?,
-            Scenario::Replay => self.replay()?,
+            Scenario::Update => self.update(false)?,
+            Scenario::Replay => self.update(true)?,
         }
         Ok(Script {
+            audit: self.audit()?,
             case: self.case.clone(),
             problem: self.problem,
             layout: self.pool.layout,
@@ -126,10 +134,52 @@ impl<'a> Builder<'a> {
         let nan = TokenRow { first: vec![f64::NAN; first], second: vec![f64::NAN; second] };
         let rows = vec![&nan; cells.len()];
         let append = self.append_op(&rows, false)?;
-        let step = Step::new(self.arrangement.page_size, &[], Mask::Full)?.writing(cells)?;
+        self.poisoned.extend(&cells);
+        let writes = cells.into_iter().map(|slot| Write { slot, position: 0 }).collect();
+        let step = Step::new(self.arrangement.page_size, &[], Mask::Full)?.writing(writes)?;
         self.ops.push(Op::Plan { step, capacity: None });
         self.ops.push(append);
         Ok(())
+    }
+
+    /// Tokens in their cells, and NaN where nothing was ever written.
+    fn audit(&self) -> Result<Audit, InvalidCase> {
+        let mut audit = Audit { slots: Vec::new(), rows: Vec::new() };
+        let mut seen = HashSet::new();
+        for live in &self.live {
+            for (position, token) in live.tokens.iter().enumerate() {
+                let slot = self.pool.slot(live.id, position)?;
+                if seen.insert(slot) {
+                    audit.slots.push(slot);
+                    audit.rows.push(self.stored(token));
+                }
+            }
+        }
+        let mut untouched: Vec<Slot> = self.poisoned.iter().copied().collect();
+        untouched.sort_unstable();
+        audit.slots.extend(untouched);
+        Ok(audit)
+    }
+
+    fn stored(&self, token: &Held) -> StoredRow {
+        let rotation = self.problem.rope().map(|rope| {
+            let pairs = |key: &[f64]| -> Vec<f64> {
+                let other = |c: usize| key[partner(rope.style(), c, key.len())];
+                let of = |(c, x): (usize, &f64)| 4.0 * (x.abs() + other(c).abs());
+                key.iter().enumerate().map(of).collect()
+            };
+            let TokenRow { first, second } = &*token.row;
+            match self.problem.geometry().row() {
+                Row::Separate { d_k, .. } => TokenRow {
+                    first: first.chunks_exact(d_k).flat_map(pairs).collect(),
+                    second: vec![0.0; second.len()],
+                },
+                Row::Tied { .. } => {
+                    TokenRow { first: vec![0.0; first.len()], second: pairs(second) }
+                }
+            }
+        });
+        StoredRow { row: self.rotated(token), rotation }
     }
 
     /// Sequences with the tokens they begin with.
@@ -178,10 +228,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Cells of `(live, position)` pairs.
-    fn writes(&self, cells: &[(usize, usize)]) -> Result<Vec<Write>, InvalidCase> {
+    fn writes(&mut self, cells: &[(usize, usize)]) -> Result<Vec<Write>, InvalidCase> {
         let write = |&(live, position): &(usize, usize)| {
             let live = &self.live[live];
             let slot = self.pool.slot(live.id, position)?;
+            self.poisoned.remove(&slot);
             Ok(Write { slot, position: live.tokens[position].position })
         };
         cells.iter().map(write).collect()
@@ -241,9 +292,16 @@ impl<'a> Builder<'a> {
     }
 
     fn push_copies(&mut self, copies: &[grouped_attention::RowCopy]) {
-        if !copies.is_empty() {
-            self.ops.push(Op::Copy(self.pool.placed(copies)));
+        if copies.is_empty() {
+            return;
         }
+        let placed = self.pool.placed(copies);
+        for copy in &placed {
+            for row in copy.to.row..copy.to.row + copy.rows {
+                self.poisoned.remove(&Slot { row, ..copy.to });
+            }
+        }
+        self.ops.push(Op::Copy(placed));
     }
 
     /// Every sequence with its case's number of queries at its end.
@@ -296,7 +354,7 @@ impl<'a> Builder<'a> {
         asking: &[Asking],
         parents: Option<&[i32]>,
         appending: bool,
-        capacity: Option<Extent>,
+        capacity: Option<Capacity>,
     ) -> Result<(), InvalidCase> {
         let mut step = self.step(asking, self.mask_kind(parents))?;
         let own = |asking: &Asking| {
@@ -518,32 +576,29 @@ impl<'a> Builder<'a> {
     }
 
     /// One plan for the case's step, for a smaller one in another order, and for the first again.
-    fn replay(&mut self) -> Result<(), InvalidCase> {
+    fn update(&mut self, replayed: bool) -> Result<(), InvalidCase> {
         let first = self.everyone();
-        let second: Vec<Asking> = first
-            .iter()
-            .rev()
-            .enumerate()
-            .map(|(index, asking)| {
-                let end = asking.end - asking.end / 3;
-                // Every third sequence pads the batch, as a captured graph would have it.
-                let q_len = if index % 3 == 1 { 0 } else { asking.q_len.min(end) };
-                Asking { q_len, end, ..*asking }
-            })
-            .collect();
+        let smaller = |(index, asking): (usize, &Asking)| {
+            let end = asking.end - asking.end / 3;
+            // Every third sequence pads the batch, as a captured graph would have it.
+            let q_len = if index % 3 == 1 { 0 } else { asking.q_len.min(end) };
+            Asking { q_len, end, ..*asking }
+        };
+        let second: Vec<Asking> = first.iter().rev().enumerate().map(smaller).collect();
         let parents = [self.parents(&first), self.parents(&second)];
         let extent = *self.step(&first, self.mask_kind(parents[0].as_deref()))?.extent();
-        let spare = 3;
-        let capacity = Extent {
-            total_q: extent.total_q + spare,
+        let extent = Extent {
+            total_q: extent.total_q + 3,
             max_kv_len: extent.max_kv_len + self.arrangement.page_size,
             ..extent
         };
+        let spare = |step: &Step| if replayed { extent.total_q - step.total_q() } else { 0 };
+        let capacity = Capacity { extent, replayed };
         self.plan(&first, parents[0].as_deref(), false, Some(capacity))?;
-        self.ask(&first, parents[0].as_deref(), 0, spare)?;
+        self.ask(&first, parents[0].as_deref(), 0, if replayed { 3 } else { 0 })?;
         for (asking, parents, draft) in [(&second, &parents[1], 1), (&first, &parents[0], 2)] {
             let step = self.step(asking, self.mask_kind(parents.as_deref()))?;
-            let spare = capacity.total_q - step.total_q();
+            let spare = spare(&step);
             self.ops.push(Op::Update { step });
             self.ask(asking, parents.as_deref(), draft, spare)?;
         }

@@ -5,7 +5,6 @@ use crate::case::{Case, InvalidCase};
 use crate::noise::Noise;
 use grouped_attention::{
     CacheLayout, Mask, MaskKind, PageId, PageTables, RowCopy, Sequence, SequenceId, Slot, Step,
-    Write,
 };
 
 /// Pages that no table ever holds, so that some cells stay poisoned throughout.
@@ -63,14 +62,10 @@ impl Pool {
     }
 
     /// Every cell that a table may use or an idle page has, each once, in random order.
-    pub(super) fn all_cells(&mut self) -> Vec<Write> {
+    pub(super) fn all_cells(&mut self) -> Vec<Slot> {
         let rows = 0..self.tables.page_size();
-        let mut cells: Vec<Write> = self
-            .places
-            .iter()
-            .flat_map(|&page| rows.clone().map(move |row| Slot { page, row }))
-            .map(|slot| Write { slot, position: 0 })
-            .collect();
+        let of = |&page: &PageId| rows.clone().map(move |row| Slot { page, row });
+        let mut cells: Vec<Slot> = self.places.iter().flat_map(of).collect();
         self.noise.shuffle(&mut cells);
         cells
     }

@@ -1,13 +1,4 @@
-//! Grouped Latent Attention: h_c latent heads, each for its own group of query heads `[S-5.13]`.
-//!
-//! ```text
-//! [c^_0 | .. | c^_{h_c-1} | k^] = W_DKV x      c_g = norm_g(c^_g)      k_R = rope(k^)
-//! [q_C,i | q^_i] = W_Q,i x                     q_R,i = rope(q^_i)      or low-rank
-//! k_i = [W_UK,i c_g | k_R]                     v_i = W_UV,i c_g        g = floor(i / (h_q / h_c))
-//! y   = W_O [o_0 | .. | o_{h_q-1}]             scale = 1 / sqrt(d_h + d_r)
-//! ```
-//!
-//! The rope key is one for all latent heads. With h_c = 1 this is MLA `[S-2.8]`.
+//! Grouped Latent Attention: [`Gla`].
 
 use super::causal::Trained;
 use super::up::Up;
@@ -18,7 +9,19 @@ use crate::geometry::Geometry;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
 
-/// A GLA layer over model vectors of width D. Legal by construction.
+/// A GLA layer over model vectors of width D: h_c latent heads, each for its own group of query
+/// heads `[S-5.13]`. Legal by construction.
+///
+/// ```text
+/// [c^_0 | .. | c^_{h_c-1} | k^] = W_DKV x
+/// c_g = norm_g(c^_g)           k_R = rope(k^)       g = floor(i / (h_q / h_c))
+/// [q_C,i | q^_i] = W_Q,i x     q_R,i = rope(q^_i)   or low-rank
+/// k_i = [W_UK,i c_g | k_R]     v_i = W_UV,i c_g
+/// y   = W_O [o_0 | .. | o_{h_q-1}]                  scale = 1 / sqrt(d_h + d_r)
+/// ```
+///
+/// The rope key is one for all latent heads. The cache holds the c_g and k_R `[S-5.17]`; absorbed
+/// `[S-5.18]` as in [`Mla`](super::Mla). With h_c = 1 this is MLA `[S-2.8]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gla {
     geometry: Geometry,

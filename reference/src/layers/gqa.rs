@@ -1,16 +1,17 @@
-//! Grouped-query attention; MHA and MQA are its ends `[S-5.11]`.
-//!
-//! ```text
-//! q_i = rope(W_Q,i x)      k_g = rope(W_K,g x)      v_g = W_V,g x
-//! y   = W_O [o_0 | .. | o_{h_q-1}]                  scale = 1 / sqrt(d_k)
-//! ```
+//! Grouped-query attention; MHA and MQA are its ends: [`Gqa`].
 
 use super::causal::Trained;
 use super::{Equations, LayerError, Linear, Projected, Rows, rotate_heads};
 use crate::geometry::{Geometry, Row};
 use crate::rope::Rope;
 
-/// A GQA layer over model vectors of width D. Legal by construction.
+/// A GQA layer over model vectors of width D `[S-5.11]`; MHA and MQA are its ends. Legal by
+/// construction.
+///
+/// ```text
+/// q_i = rope(W_Q,i x)      k_g = rope(W_K,g x)      v_g = W_V,g x
+/// y   = W_O [o_0 | .. | o_{h_q-1}]                  scale = 1 / sqrt(d_k)
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gqa {
     geometry: Geometry,

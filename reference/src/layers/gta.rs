@@ -1,22 +1,22 @@
-//! Grouped-Tied Attention: one state per head is the value, and a prefix of it is half the key
-//! `[S-5.12]`.
-//!
-//! ```text
-//! kv_g = W_KV,g x                                   never rotated; the value is all of it
-//! k_R  = rope(W_R x)                                one for all heads
-//! K_g  = [ kv_g[..n] | k_R ]      V_g = kv_g
-//! q_i  = [ q[..n] | rope(q[n..]) ]  of  q = W_Q,i x
-//! y    = W_O [o_0 | .. | o_{h_q-1}]                 scale = 1 / sqrt(n + r)
-//! ```
-//!
-//! The paper has s = d_h and n = r = d_h / 2, so its scale is 1 / sqrt(d_h).
+//! Grouped-Tied Attention: [`Gta`].
 
 use super::causal::Trained;
 use super::{Equations, LayerError, Linear, Projected, Rows, rotate_heads};
 use crate::geometry::{Geometry, Row};
 use crate::rope::Rope;
 
-/// A GTA layer over model vectors of width D. Legal by construction.
+/// A GTA layer over model vectors of width D `[S-5.12]`: one state per head is the value, and a
+/// prefix of it is half the key. Legal by construction.
+///
+/// ```text
+/// kv_g = W_KV,g x                       never rotated; the value is all of it
+/// k_R  = rope(W_R x)                    one for all heads
+/// K_g  = [ kv_g[..n] | k_R ]            V_g = kv_g
+/// q_i  = [ q[..n] | rope(q[n..]) ]      of q = W_Q,i x
+/// y    = W_O [o_0 | .. | o_{h_q-1}]     scale = 1 / sqrt(n + r)
+/// ```
+///
+/// The paper has s = d_h and n = r = d_h / 2, so its scale is 1 / sqrt(d_h).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gta {
     geometry: Geometry,

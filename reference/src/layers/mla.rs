@@ -1,14 +1,4 @@
-//! Multi-head latent attention, as DeepSeek-V2 and V3 have it `[S-5.13]`.
-//!
-//! ```text
-//! [c^ | k^] = W_DKV x          c = norm(c^)          k_R = rope(k^)          one for all heads
-//! [q_C,i | q^_i] = W_Q,i x     q_R,i = rope(q^_i)                            or low-rank
-//! k_i = [W_UK,i c | k_R]       v_i = W_UV,i c        scale = 1 / sqrt(d_h + d_r)
-//! y   = W_O [o_0 | .. | o_{h_q-1}]
-//! ```
-//!
-//! The cache holds c and k_R `[S-5.17]`. Absorbed, a query is `[W_UK,i^T q_C,i | q_R,i]` and what
-//! attention returns goes through W_UV,i.
+//! Multi-head latent attention: [`Mla`].
 
 use super::causal::Trained;
 use super::up::Up;
@@ -19,7 +9,23 @@ use crate::geometry::Geometry;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
 
-/// An MLA layer over model vectors of width D. Legal by construction.
+/// An MLA layer over model vectors of width D, as DeepSeek-V2 and V3 have it `[S-5.13]`. Legal by
+/// construction.
+///
+/// ```text
+/// [c^ | k^] = W_DKV x          c = norm(c^)         k_R = rope(k^) for all heads
+/// [q_C,i | q^_i] = W_Q,i x     q_R,i = rope(q^_i)   or low-rank
+/// k_i = [W_UK,i c | k_R]       v_i = W_UV,i c
+/// y   = W_O [o_0 | .. | o_{h_q-1}]                  scale = 1 / sqrt(d_h + d_r)
+/// ```
+///
+/// The cache holds c and k_R `[S-5.17]`. Absorbed, a query is `[W_UK,i^T q_C,i | q_R,i]` and what
+/// attention returns goes through W_UV,i `[S-5.18]`:
+///
+/// ```text
+/// <q_i, W_UK,i c_j> = <W_UK,i^T q_i, c_j>
+/// sum_j p_j W_UV,i c_j = W_UV,i sum_j p_j c_j
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mla {
     geometry: Geometry,

@@ -1,0 +1,16 @@
+//! What attention variants cost per cached token, against tensor-parallel degree and a device.
+//!
+//! Everything here is arithmetic of [`grouped_attention::cost`] and [`Sharding`]; nothing is
+//! measured, except the points that a caller brings to be drawn on the same roofline.
+//!
+//! [`Sharding`]: grouped_attention::Sharding
+
+mod axis;
+mod canvas;
+pub mod device;
+pub mod figure;
+mod ink;
+mod lanes;
+pub mod points;
+pub mod shape;
+pub mod table;

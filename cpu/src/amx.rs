@@ -1,0 +1,402 @@
+//! Intel AMX on stable Rust: permission, tile configuration, and the two products of attention as
+//! blocks of inline assembly.
+//!
+//! Tile registers cannot be named across blocks, so each product is one block: accumulators are
+//! zeroed or loaded, run down the whole depth, and are stored. `tdpbf16ps` multiplies a tile of 16
+//! rows of 32 bf16 with one of 16 *pairs* of rows of 16 columns, flushes subnormals on both sides,
+//! and adds to 16 by 16 sums in f32.
+
+use half::bf16;
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::sync::OnceLock;
+
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 16;
+/// bf16 numbers of a tile row.
+pub(crate) const DEPTH: usize = 32;
+
+/// A tile in memory of our own: 16 rows of 64 bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Tile<T>(pub(crate) [[T; 16]; ROWS]);
+
+/// Bytes from a row of a [`Tile`] to the next.
+const TILE_STRIDE: usize = 64;
+
+/// Proof that the processor has AMX with bf16 and AVX-512 with bf16, and that the system lets this
+/// process use them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amx(());
+
+impl Amx {
+    /// Asks the processor and, once per process, the system.
+    pub(crate) fn detect() -> Result<Amx, &'static str> {
+        static FOUND: OnceLock<Result<(), &str>> = OnceLock::new();
+        FOUND.get_or_init(ask).map(Amx)
+    }
+
+    /// Configures the calling thread's tiles, until the guard is dropped.
+    pub(crate) fn tiles(self) -> Tiles {
+        let mut config = Config { bytes: [0; 64] };
+        config.bytes[0] = 1; // the only palette: eight tiles of at most 16 rows of 64 bytes
+        for tile in 0..8 {
+            config.bytes[16 + 2 * tile] = 64; // bytes per row, little-endian u16
+            config.bytes[48 + tile] = 16; // rows
+        }
+        // SAFETY: `self` proves that the instruction may be executed, and the operand is the 64
+        // bytes that it reads.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) }
+        Tiles { _thread: std::marker::PhantomData }
+    }
+}
+
+#[repr(C, align(64))]
+struct Config {
+    bytes: [u8; 64],
+}
+
+/// The calling thread's tiles are configured while this lives.
+#[derive(Debug)]
+pub(crate) struct Tiles {
+    /// Tiles belong to a thread: neither Send nor Sync.
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: tiles exist, or there would be no guard. Releasing them keeps the system from
+        // saving 8 KiB at every switch of threads.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) }
+    }
+}
+
+fn ask() -> Result<(), &'static str> {
+    const TILE: u32 = 1 << 24;
+    const BF16: u32 = 1 << 22;
+    const OSXSAVE: u32 = 1 << 27;
+    let leaf = __cpuid_count(7, 0);
+    if leaf.edx & TILE == 0 || leaf.edx & BF16 == 0 {
+        return Err("the processor lacks AMX with bf16");
+    }
+    let vectors = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bf16");
+    if !vectors {
+        return Err("the processor lacks AVX-512 F, BW, DQ, VL or BF16");
+    }
+    if __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
+        return Err("the system does not manage extended registers");
+    }
+    // SAFETY: OSXSAVE says that the instruction exists.
+    let enabled = unsafe { extended_registers() };
+    const TILE_CONFIG_AND_DATA: u64 = 1 << 17 | 1 << 18;
+    if enabled & TILE_CONFIG_AND_DATA != TILE_CONFIG_AND_DATA {
+        return Err("the system does not manage AMX registers");
+    }
+    permission()
+}
+
+#[target_feature(enable = "xsave")]
+fn extended_registers() -> u64 {
+    // SAFETY: register 0 always exists.
+    unsafe { _xgetbv(0) }
+}
+
+/// Asks Linux to let this process, all threads of it, use tile data.
+#[cfg(target_os = "linux")]
+fn permission() -> Result<(), &'static str> {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let mut result = ARCH_PRCTL;
+    // SAFETY: the call reads and writes no memory of this process; the instruction overwrites rcx
+    // and r11, as declared.
+    unsafe {
+        asm!("syscall", inout("rax") result, in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA, out("rcx") _, out("r11") _, options(nostack));
+    }
+    if result == 0 { Ok(()) } else { Err("the system refuses the use of AMX") }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permission() -> Result<(), &'static str> {
+    Err("how to ask this system for AMX is not known")
+}
+
+/// One piece of the keys of some groups of 16 positions.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Piece {
+    /// First key of each group.
+    pub(crate) groups: [*const bf16; 4],
+    /// Bytes from a key to the next of its group.
+    pub(crate) stride: usize,
+    /// Tiles of 32 elements.
+    pub(crate) depth: usize,
+}
+
+/// `S^T` of two groups of positions and two tiles of queries: `out[group][tile]`.
+///
+/// # Safety
+/// For both pieces and both first groups, 16 rows of `64 * depth` bytes, `stride` apart, must be
+/// readable; each of `queries` must point to as many tiles as both depths together; each of `out`
+/// must be writable, apart from all the others.
+pub(crate) unsafe fn scores_2x2(
+    _: &Tiles,
+    pieces: &[Piece; 2],
+    queries: [*const Tile<u32>; 2],
+    out: [[*mut Tile<f32>; 2]; 2],
+) {
+    // SAFETY: `Tiles` says that all tiles are 16 rows of 64 bytes, so what is read and written is
+    // what the caller promised; the block declares every register it changes.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "mov {n}, [{p} + 40]",
+            "test {n}, {n}",
+            "jz 3f",
+            "mov {a0}, [{p}]",
+            "mov {a1}, [{p} + 8]",
+            "mov {s}, [{p} + 32]",
+            "2:",
+            "tileloadd tmm4, [{a0} + {s}*1]",
+            "tileloadd tmm6, [{b0} + {t}*1]",
+            "tileloadd tmm7, [{b1} + {t}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a1} + {s}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {n}",
+            "jnz 2b",
+            "3:",
+            "mov {n}, [{p} + 88]",
+            "test {n}, {n}",
+            "jz 5f",
+            "mov {a0}, [{p} + 48]",
+            "mov {a1}, [{p} + 56]",
+            "mov {s}, [{p} + 80]",
+            "4:",
+            "tileloadd tmm4, [{a0} + {s}*1]",
+            "tileloadd tmm6, [{b0} + {t}*1]",
+            "tileloadd tmm7, [{b1} + {t}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a1} + {s}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {n}",
+            "jnz 4b",
+            "5:",
+            "mov {a0}, [{c}]",
+            "mov {a1}, [{c} + 8]",
+            "tilestored [{a0} + {t}*1], tmm0",
+            "tilestored [{a1} + {t}*1], tmm1",
+            "mov {a0}, [{c} + 16]",
+            "mov {a1}, [{c} + 24]",
+            "tilestored [{a0} + {t}*1], tmm2",
+            "tilestored [{a1} + {t}*1], tmm3",
+            p = in(reg) pieces.as_ptr(),
+            c = in(reg) out.as_ptr(),
+            t = in(reg) TILE_STRIDE,
+            b0 = inout(reg) queries[0] => _,
+            b1 = inout(reg) queries[1] => _,
+            a0 = out(reg) _, a1 = out(reg) _, s = out(reg) _, n = out(reg) _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// `S^T` of four groups of positions and one tile of queries, which follow each other in `out`:
+/// for few rows, four accumulators still hide each other's latency.
+///
+/// # Safety
+/// As [`scores_2x2`], for four groups, one of `queries` and four tiles of `out`.
+pub(crate) unsafe fn scores_4x1(
+    _: &Tiles,
+    pieces: &[Piece; 2],
+    queries: *const Tile<u32>,
+    out: *mut Tile<f32>,
+) {
+    // SAFETY: as in `scores_2x2`.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "mov {n}, [{p} + 40]",
+            "test {n}, {n}",
+            "jz 3f",
+            "mov {a0}, [{p}]",
+            "mov {a1}, [{p} + 8]",
+            "mov {a2}, [{p} + 16]",
+            "mov {a3}, [{p} + 24]",
+            "mov {s}, [{p} + 32]",
+            "2:",
+            "tileloadd tmm7, [{b} + {t}*1]",
+            "tileloadd tmm4, [{a0} + {s}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {s}*1]",
+            "tdpbf16ps tmm1, tmm5, tmm7",
+            "tileloadd tmm6, [{a2} + {s}*1]",
+            "tdpbf16ps tmm2, tmm6, tmm7",
+            "tileloadd tmm4, [{a3} + {s}*1]",
+            "tdpbf16ps tmm3, tmm4, tmm7",
+            "add {a0}, 64", "add {a1}, 64", "add {a2}, 64", "add {a3}, 64", "add {b}, 1024",
+            "dec {n}",
+            "jnz 2b",
+            "3:",
+            "mov {n}, [{p} + 88]",
+            "test {n}, {n}",
+            "jz 5f",
+            "mov {a0}, [{p} + 48]",
+            "mov {a1}, [{p} + 56]",
+            "mov {a2}, [{p} + 64]",
+            "mov {a3}, [{p} + 72]",
+            "mov {s}, [{p} + 80]",
+            "4:",
+            "tileloadd tmm7, [{b} + {t}*1]",
+            "tileloadd tmm4, [{a0} + {s}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {s}*1]",
+            "tdpbf16ps tmm1, tmm5, tmm7",
+            "tileloadd tmm6, [{a2} + {s}*1]",
+            "tdpbf16ps tmm2, tmm6, tmm7",
+            "tileloadd tmm4, [{a3} + {s}*1]",
+            "tdpbf16ps tmm3, tmm4, tmm7",
+            "add {a0}, 64", "add {a1}, 64", "add {a2}, 64", "add {a3}, 64", "add {b}, 1024",
+            "dec {n}",
+            "jnz 4b",
+            "5:",
+            "tilestored [{c} + {t}*1], tmm0",
+            "tilestored [{c} + {t}*1 + 1024], tmm1",
+            "tilestored [{c} + {t}*1 + 2048], tmm2",
+            "tilestored [{c} + {t}*1 + 3072], tmm3",
+            p = in(reg) pieces.as_ptr(),
+            c = in(reg) out,
+            t = in(reg) TILE_STRIDE,
+            b = inout(reg) queries => _,
+            a0 = out(reg) _, a1 = out(reg) _, a2 = out(reg) _, a3 = out(reg) _,
+            s = out(reg) _, n = out(reg) _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Adds `P V` of two tiles of rows and two tiles of columns to sums whose rows are `stride` bytes
+/// apart: `out[row tile]`, the column tiles side by side.
+///
+/// # Safety
+/// Each of `p` and `v` must point to `depth` tiles; 16 rows of 128 bytes, `stride` apart, must be
+/// readable and writable at each of `out`, apart from each other.
+pub(crate) unsafe fn values_2x2(
+    _: &Tiles,
+    p: [*const Tile<u32>; 2],
+    v: [*const Tile<u32>; 2],
+    depth: usize,
+    out: [*mut f32; 2],
+    stride: usize,
+) {
+    // SAFETY: `Tiles` says that all tiles are 16 rows of 64 bytes, so what is read and written is
+    // what the caller promised; the block declares every register it changes.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{c0} + {s}*1]",
+            "tileloadd tmm1, [{c0} + {s}*1 + 64]",
+            "tileloadd tmm2, [{c1} + {s}*1]",
+            "tileloadd tmm3, [{c1} + {s}*1 + 64]",
+            "2:",
+            "tileloadd tmm4, [{a0} + {t}*1]",
+            "tileloadd tmm6, [{b0} + {t}*1]",
+            "tileloadd tmm7, [{b1} + {t}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a1} + {t}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c0} + {s}*1], tmm0",
+            "tilestored [{c0} + {s}*1 + 64], tmm1",
+            "tilestored [{c1} + {s}*1], tmm2",
+            "tilestored [{c1} + {s}*1 + 64], tmm3",
+            a0 = inout(reg) p[0] => _,
+            a1 = inout(reg) p[1] => _,
+            b0 = inout(reg) v[0] => _,
+            b1 = inout(reg) v[1] => _,
+            c0 = in(reg) out[0],
+            c1 = in(reg) out[1],
+            n = inout(reg) depth => _,
+            s = in(reg) stride,
+            t = in(reg) TILE_STRIDE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Adds `P V` of one tile of rows and four tiles of columns side by side.
+///
+/// # Safety
+/// `p` must point to `depth` tiles and `v` to four times as many, those of one column tile
+/// together; 16 rows of 256 bytes, `stride` apart, must be readable and writable at `out`.
+pub(crate) unsafe fn values_1x4(
+    _: &Tiles,
+    p: *const Tile<u32>,
+    v: *const Tile<u32>,
+    depth: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    let (one, three) = (depth * size_of::<Tile<u32>>(), 3 * depth * size_of::<Tile<u32>>());
+    // SAFETY: as in `values_2x2`.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{c} + {s}*1]",
+            "tileloadd tmm1, [{c} + {s}*1 + 64]",
+            "tileloadd tmm2, [{c} + {s}*1 + 128]",
+            "tileloadd tmm3, [{c} + {s}*1 + 192]",
+            "2:",
+            "tileloadd tmm4, [{a} + {t}*1]",
+            "lea {x}, [{b} + {one}]",
+            "tileloadd tmm5, [{b} + {t}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm5",
+            "tileloadd tmm6, [{x} + {t}*1]",
+            "lea {x}, [{b} + {one}*2]",
+            "tdpbf16ps tmm1, tmm4, tmm6",
+            "tileloadd tmm7, [{x} + {t}*1]",
+            "lea {x}, [{b} + {three}]",
+            "tdpbf16ps tmm2, tmm4, tmm7",
+            "tileloadd tmm5, [{x} + {t}*1]",
+            "tdpbf16ps tmm3, tmm4, tmm5",
+            "add {a}, 1024", "add {b}, 1024",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {s}*1], tmm0",
+            "tilestored [{c} + {s}*1 + 64], tmm1",
+            "tilestored [{c} + {s}*1 + 128], tmm2",
+            "tilestored [{c} + {s}*1 + 192], tmm3",
+            a = inout(reg) p => _,
+            b = inout(reg) v => _,
+            c = in(reg) out,
+            n = inout(reg) depth => _,
+            x = out(reg) _,
+            one = in(reg) one,
+            three = in(reg) three,
+            s = in(reg) stride,
+            t = in(reg) TILE_STRIDE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}

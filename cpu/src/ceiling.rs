@@ -1,0 +1,81 @@
+//! What the machine itself can do, measured: the ceilings that an engine's figures stand beside.
+
+use crate::buffer::Buffer;
+use crate::kernel::{Instructions, choose};
+use crate::lanes::{Job, Lanes};
+use crate::threads::Threads;
+use grouped_attention::EngineError;
+use rayon::ThreadPool;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How memory is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Loads alone; the processor's own prefetchers do what they can.
+    Plain,
+    /// Each load asks for the cache line 4 KiB ahead.
+    Prefetching,
+}
+
+/// Memory to read, larger than any cache, so that reads of it come from DRAM.
+#[derive(Debug)]
+pub struct Memory {
+    buffer: Buffer,
+    pool: Arc<ThreadPool>,
+    instructions: Instructions,
+}
+
+/// Bytes that are read: far past last-level caches.
+const BYTES: usize = 768 << 20;
+
+impl Memory {
+    /// Takes and touches the memory, to be read by all threads of a pool.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(pool: Arc<ThreadPool>) -> Result<Memory, EngineError> {
+        let mut buffer = Buffer::zeroed::<f32>(BYTES / size_of::<f32>())?;
+        // Pages that were never written share one page of zeros.
+        buffer.as_mut_slice::<f32>().iter_mut().step_by(1024).for_each(|x| *x = 1.0);
+        let (_, instructions) =
+            choose(None).map_err(|reason| EngineError::Unavailable { engine: "cpu", reason })?;
+        Ok(Memory { buffer, pool, instructions })
+    }
+
+    /// Reads all of it once and answers bytes per second.
+    pub fn read(&self, reading: Reading) -> f64 {
+        let threads = self.pool.current_num_threads();
+        let all = self.buffer.as_slice::<f32>();
+        let mut shares: Vec<&[f32]> = all.chunks(all.len().div_ceil(threads)).collect();
+        let start = Instant::now();
+        Threads::Pool(Arc::clone(&self.pool)).each(&mut shares, |share| {
+            self.instructions.run(Sum { share, reading });
+        });
+        BYTES as f64 / start.elapsed().as_secs_f64()
+    }
+}
+
+struct Sum<'a> {
+    share: &'a [f32],
+    reading: Reading,
+}
+
+impl Job for Sum<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        const AHEAD: usize = 4096 / size_of::<f32>();
+        let mut sums = [lanes.splat(0.0); 8];
+        for (index, chunk) in self.share.chunks_exact(8 * L::LANES).enumerate() {
+            if self.reading == Reading::Prefetching {
+                for line in 0..L::LANES / 2 {
+                    lanes.prefetch(self.share, index * 8 * L::LANES + AHEAD + line * 16);
+                }
+            }
+            for (sum, x) in sums.iter_mut().zip(chunk.chunks_exact(L::LANES)) {
+                *sum = lanes.add(*sum, lanes.load(x));
+            }
+        }
+        std::hint::black_box(sums.map(|sum| lanes.sum(sum)));
+    }
+}

@@ -1,0 +1,197 @@
+//! Online softmax of sixteen rows at once, a row to a lane: [`crate::softmax`] turned by 90
+//! degrees, for scores that come as `[position, row]`.
+
+use crate::amx::{DEPTH, ROWS, Tile};
+use crate::lanes::{EXP2, EXP2_MIN};
+use crate::pack::{store, transpose};
+use std::arch::x86_64::*;
+
+/// What is kept of the positions that sixteen query rows have seen, but for `o`.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Columns {
+    /// A maximum of each row's scaled scores in base 2, or less by at most [`LAZY`].
+    pub(crate) m: [f32; ROWS],
+    pub(crate) l: [f32; ROWS],
+}
+
+/// How far scores may exceed the maximum that is kept before it follows them: sums are rescaled
+/// seldom, and a probability stays below 2^8.
+const LAZY: f32 = 8.0;
+
+impl Columns {
+    /// Nothing seen.
+    pub(crate) const EMPTY: Columns = Columns { m: [f32::NEG_INFINITY; ROWS], l: [0.0; ROWS] };
+
+    /// Turns scores into probabilities in bf16, tiles of `[row, position]`, adds them to `l`
+    /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be.
+    ///
+    /// Bit i of a position's mask says whether row i sees it; without masks all rows see all of
+    /// the `count` positions. The probabilities are kept in `scores` if `keep`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(crate) fn push(
+        &mut self,
+        scores: &mut [Tile<f32>],
+        count: usize,
+        masks: Option<&[u16]>,
+        scale: f32,
+        keep: bool,
+        out: &mut [Tile<u32>],
+        sums: &mut [f32],
+    ) {
+        let scale = _mm512_set1_ps(scale);
+        let largest = _mm512_mul_ps(largest(scores, count, masks), scale);
+        let base = self.follow(largest, sums);
+        let shift = _mm512_sub_ps(_mm512_setzero_ps(), base);
+        let mut sum = [_mm512_setzero_ps(); 2];
+        for (step, out) in out.iter_mut().enumerate() {
+            let mut words = [_mm512_setzero_si512(); ROWS];
+            for (i, word) in words.iter_mut().enumerate() {
+                let mut pair = [_mm512_setzero_ps(); 2];
+                for (half, p) in pair.iter_mut().enumerate() {
+                    let j = step * DEPTH + 2 * i + half;
+                    if j >= count {
+                        continue;
+                    }
+                    let score = &mut scores[j / ROWS].0[j % ROWS];
+                    let exponent = _mm512_fmadd_ps(get(score), scale, shift);
+                    let seen = masks.map_or(u16::MAX, |masks| masks[j]);
+                    *p = exp2(seen, exponent);
+                    sum[half] = _mm512_add_ps(sum[half], *p);
+                    if keep {
+                        put(score, *p);
+                    }
+                }
+                *word = pairs(pair[0], pair[1]);
+            }
+            for (row, words) in out.0.iter_mut().zip(transpose(words)) {
+                store(row, words);
+            }
+        }
+        let sum = _mm512_add_ps(get(&self.l), _mm512_add_ps(sum[0], sum[1]));
+        put(&mut self.l, sum);
+    }
+
+    /// Lets the maxima follow `largest` where that is far above them, rescales what is relative to
+    /// them, and answers what is to be subtracted from exponents.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn follow(&mut self, largest: __m512, sums: &mut [f32]) -> __m512 {
+        let old = get(&self.m);
+        let limit = _mm512_add_ps(old, _mm512_set1_ps(LAZY));
+        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, limit) != 0 {
+            // One row that must follow takes those along that may.
+            let new = _mm512_max_ps(largest, old);
+            // A sum whose maximum is -inf is 0 or NaN, and 1 keeps either.
+            let nothing = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(old, negative_infinity());
+            let same = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(old, new);
+            let one = _mm512_set1_ps(1.0);
+            let factor = exp2(u16::MAX, _mm512_sub_ps(old, new));
+            let factor = _mm512_mask_mov_ps(factor, nothing | same, one);
+            put(&mut self.m, new);
+            let rescaled = _mm512_mul_ps(get(&self.l), factor);
+            put(&mut self.l, rescaled);
+            let mut factors = [0.0; ROWS];
+            put(&mut factors, factor);
+            rescale(&factors, sums);
+        }
+        let m = get(&self.m);
+        let nothing = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(m, negative_infinity());
+        _mm512_mask_mov_ps(m, nothing, _mm512_setzero_ps())
+    }
+}
+
+/// Multiplies each of sixteen rows by its factor.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rescale(factors: &[f32; ROWS], sums: &mut [f32]) {
+    let stride = sums.len() / ROWS;
+    for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
+        if *factor == 1.0 {
+            continue;
+        }
+        let factor = _mm512_set1_ps(*factor);
+        for x in row.as_chunks_mut().0 {
+            put(x, _mm512_mul_ps(get(x), factor));
+        }
+    }
+}
+
+/// The largest score of each row over the positions that it sees.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn largest(scores: &[Tile<f32>], count: usize, masks: Option<&[u16]>) -> __m512 {
+    let mut max = [negative_infinity(); 4];
+    let (tiles, rest) = (count / ROWS, count % ROWS);
+    if masks.is_none() {
+        for tile in &scores[..tiles] {
+            for (j, score) in tile.0.iter().enumerate() {
+                // NaNs stand first and are ignored; their probabilities spread them.
+                max[j % 4] = _mm512_max_ps(get(score), max[j % 4]);
+            }
+        }
+    }
+    let start = if masks.is_none() { tiles * ROWS } else { 0 };
+    debug_assert!(start + rest <= count);
+    for j in start..count {
+        let seen = masks.map_or(u16::MAX, |masks| masks[j]);
+        let score = get(&scores[j / ROWS].0[j % ROWS]);
+        max[0] = _mm512_mask_max_ps(max[0], seen, score, max[0]);
+    }
+    _mm512_max_ps(_mm512_max_ps(max[0], max[1]), _mm512_max_ps(max[2], max[3]))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn negative_infinity() -> __m512 {
+    _mm512_set1_ps(f32::NEG_INFINITY)
+}
+
+/// As [`crate::lanes::Lanes::exp2`]; 0 where a row does not see.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exp2(seen: u16, x: __m512) -> __m512 {
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    let power = _mm512_roundscale_ps::<NEAREST>(x);
+    let f = _mm512_sub_ps(x, power);
+    let mut sum = _mm512_set1_ps(EXP2[0]);
+    for c in &EXP2[1..] {
+        sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(*c));
+    }
+    let kept = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(seen, x, _mm512_set1_ps(EXP2_MIN));
+    _mm512_maskz_scalef_ps(kept, sum, power)
+}
+
+/// Rounds two vectors to bf16 and puts them side by side: word i is lane i of both, `a` below.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pairs(a: __m512, b: __m512) -> __m512i {
+    // SAFETY: both types are 512 bits without meaning of their own.
+    let apart: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) };
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            order[i] = (i / 2 + i % 2 * 16) as u16;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: the array is as long as the load.
+    let order = unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(order, apart)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn get(x: &[f32; ROWS]) -> __m512 {
+    // SAFETY: the array is as long as the load.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn put(x: &mut [f32; ROWS], v: __m512) {
+    // SAFETY: the array is as long as the store.
+    unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+}

@@ -1,0 +1,445 @@
+//! Tasks on the matrix unit: bf16 caches, sixteen rows and more.
+//!
+//! ```text
+//! S^T [positions, rows] = K Q^T     K as it lies in the cache, Q^T packed once per task
+//! P   [rows, positions]             online softmax down the columns of S^T, a row to a lane
+//! O  += P V                         V packed once per block and head, for all rows
+//! ```
+//!
+//! Scores come out transposed because a key row of the cache is a tile row as it lies, while the
+//! other operand of `tdpbf16ps` must be in pairs. Softmax likes that: with a query row to a lane,
+//! its maximum and sum take no step across lanes. What it costs is a transposition of P on the way
+//! to bf16, 16 by 16 words at a time.
+
+use crate::amx::{Amx, DEPTH, Piece, ROWS, Tile, Tiles};
+use crate::amx::{scores_2x2, scores_4x1, values_1x4, values_2x2};
+use crate::attend::{Shared, online};
+use crate::buffer::Buffer;
+use crate::columns::Columns;
+use crate::lanes::{Avx512, Job, Lanes};
+use crate::pack::{load, pack_values, store, transpose};
+use crate::plan::{Padded, Scratch, with_capacity};
+use crate::rows::{Strip, finite};
+use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Task};
+
+use crate::task::{is_mixed, key_widths, locate, see, strips};
+use grouped_attention::EngineError;
+use half::bf16;
+use std::arch::x86_64::*;
+
+/// Groups of 16 positions in a block.
+const GROUPS: usize = MATRIX_BLOCK / ROWS;
+/// Tiles of 32 positions in a block.
+const STEPS: usize = MATRIX_BLOCK / DEPTH;
+/// Words of 64 positions in a block.
+const WORDS: usize = MATRIX_BLOCK / BLOCK;
+
+/// What one thread needs for a task on the matrix unit.
+#[derive(Debug)]
+pub(crate) struct MatrixScratch {
+    /// Queries in pairs, `[row tiles, depth]`.
+    queries: Vec<Tile<u32>>,
+    /// Scores of two row tiles, `[2, GROUPS]` tiles of `[position, row]`.
+    scores: Vec<Tile<f32>>,
+    /// Probabilities of one head, `[row tiles, STEPS]` tiles of `[row, position]`.
+    probabilities: Vec<Tile<u32>>,
+    /// Values of one head in pairs of positions, `[column tiles, steps]`.
+    values: Vec<Tile<u32>>,
+    /// Keys of one head where they do not lie as tiles need them, `[MATRIX_BLOCK, q_stride]`.
+    keys: Buffer,
+    /// Maxima and sums of each row tile.
+    columns: Vec<Columns>,
+    /// Sums that nobody wants, `[16, sums_stride]`.
+    unwanted: Vec<f32>,
+}
+
+impl MatrixScratch {
+    pub(crate) fn new(padded: Padded, bounds: &Bounds) -> Result<MatrixScratch, EngineError> {
+        let row_tiles = bounds.rows.div_ceil(ROWS);
+        let depth = padded.q_stride() / DEPTH;
+        Ok(MatrixScratch {
+            queries: filled(Tile([[0; 16]; ROWS]), row_tiles * depth)?,
+            scores: filled(Tile([[0.0; 16]; ROWS]), 2 * GROUPS)?,
+            probabilities: filled(Tile([[0; 16]; ROWS]), row_tiles * STEPS)?,
+            values: filled(Tile([[0; 16]; ROWS]), padded.value / ROWS * STEPS)?,
+            keys: Buffer::zeroed::<bf16>(MATRIX_BLOCK * padded.q_stride())?,
+            columns: filled(Columns::EMPTY, row_tiles)?,
+            unwanted: filled(0.0, ROWS * padded.sums_stride())?,
+        })
+    }
+}
+
+fn filled<T: Clone>(value: T, count: usize) -> Result<Vec<T>, EngineError> {
+    let mut items = with_capacity(count)?;
+    items.resize(count, value);
+    Ok(items)
+}
+
+/// A task, to be run on the matrix unit.
+#[derive(Clone, Copy)]
+pub(crate) struct MatrixRun<'a> {
+    pub(crate) shared: &'a Shared<'a>,
+    /// Queries `[total_q, h_q, width_k]`.
+    pub(crate) q: &'a [bf16],
+    pub(crate) task: &'a Task,
+}
+
+/// Normalises and writes a task that is a whole result.
+struct Finish<'a, 'b> {
+    shared: &'a Shared<'a>,
+    task: &'a Task,
+    sums: &'b mut [f32],
+}
+
+impl Job for Finish<'_, '_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Task { sequence, heads, queries, .. } = self.task;
+        // SAFETY: no other task or join writes this sequence's heads and queries.
+        unsafe { self.shared.finish(lanes, *sequence, heads, queries, self.sums) }
+    }
+}
+
+impl MatrixRun<'_> {
+    pub(crate) fn run(self, lanes: Avx512, amx: Amx, scratch: &mut Scratch) {
+        let Self { shared, task, .. } = self;
+        let stride = shared.padded.sums_stride();
+        let rows = task.heads.len() * shared.head_rows(task.queries.len());
+        let Scratch { sums, offsets, sees, matrix, .. } = scratch;
+        let matrix = matrix.as_mut().expect("plans for the matrix unit have its scratch");
+        let sums = match task.slot {
+            None => &mut sums.as_mut_slice()[..rows * stride],
+            // SAFETY: the schedule gives every part rows of its own, and joins come later.
+            Some(slot) => unsafe { shared.parts.take(slot * stride, rows * stride) },
+        };
+        let tiles = amx.tiles();
+        // SAFETY: `amx` proves the features.
+        unsafe { self.attend(&tiles, matrix, offsets, sees, sums) }
+        drop(tiles);
+        if task.slot.is_none() {
+            lanes.vectorize(Finish { shared, task, sums });
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn attend(
+        self,
+        tiles: &Tiles,
+        scratch: &mut MatrixScratch,
+        offsets: &mut [Box<[usize]>; 2],
+        sees: &mut [u64],
+        sums: &mut [f32],
+    ) {
+        let Self { shared, task, .. } = self;
+        let stride = shared.padded.sums_stride();
+        sums.fill(0.0);
+        scratch.columns[..sums.len() / (ROWS * stride)].fill(Columns::EMPTY);
+        self.pack_queries(&mut scratch.queries);
+        let mut first = task.positions.start;
+        while first < task.positions.end {
+            let count = (task.positions.end - first).min(MATRIX_BLOCK);
+            let mixed = is_mixed(shared, task, first + count);
+            if mixed {
+                for (word, sees) in
+                    sees.chunks_exact_mut(task.queries.len()).take(WORDS).enumerate()
+                {
+                    let start = (word * BLOCK).min(count);
+                    see(shared, task, first + start, (count - start).min(BLOCK), sees);
+                }
+            }
+            let block = Block {
+                run: self,
+                tiles,
+                offsets: locate(shared, task.sequence, first, count, offsets),
+                sees: mixed.then_some(&*sees),
+                count,
+            };
+            for head in 0..task.heads.len() {
+                block.attend(head, scratch, sums);
+            }
+            first += count;
+        }
+        for (sums, columns) in sums.chunks_exact_mut(ROWS * stride).zip(&scratch.columns) {
+            for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
+                let online = online(sums);
+                (*online.m, *online.l) = (columns.m[row], columns.l[row]);
+            }
+        }
+    }
+
+    /// Packs the task's queries in pairs of elements: a tile for 16 rows and 32 elements, row i of
+    /// which holds elements 2i and 2i + 1 of every query.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn pack_queries(self, out: &mut [Tile<u32>]) {
+        let Self { shared, q, task } = self;
+        let width = shared.geometry.width_k();
+        let widths = key_widths(shared.geometry.row());
+        let head_rows = shared.head_rows(task.queries.len());
+        let mut out = out.iter_mut();
+        for row in (0..head_rows * task.heads.len()).step_by(ROWS) {
+            for (piece, skip) in widths.into_iter().zip([0, widths[0]]) {
+                for element in (0..piece).step_by(DEPTH) {
+                    let mut words = [_mm512_setzero_si512(); ROWS];
+                    for (i, words) in words.iter_mut().enumerate() {
+                        let place =
+                            shared.place(task.sequence, &task.heads, &task.queries, row + i);
+                        if let Some((_, place)) = place {
+                            let query = &q[place * width..][..width];
+                            *words = load(&query[skip + element..skip + piece]);
+                        }
+                    }
+                    let tile = out.next().expect("tiles for every row and depth");
+                    for (row, words) in tile.0.iter_mut().zip(transpose(words)) {
+                        store(row, words);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Up to [`MATRIX_BLOCK`] positions, for all heads of a task.
+struct Block<'a> {
+    run: MatrixRun<'a>,
+    tiles: &'a Tiles,
+    offsets: [&'a [usize]; 2],
+    /// What queries see, `[words, queries]`; `None` where all see all of it.
+    sees: Option<&'a [u64]>,
+    count: usize,
+}
+
+impl Block<'_> {
+    /// Adds the block to the sums of one head's rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn attend(&self, head: usize, scratch: &mut MatrixScratch, sums: &mut [f32]) {
+        let MatrixRun { shared, task, .. } = self.run;
+        let MatrixScratch { queries, scores, probabilities, values, keys, columns, unwanted } =
+            scratch;
+        let (strips, value_strip) = strips(shared, self.offsets, task.heads.start + head);
+        let row_tiles = shared.head_rows(task.queries.len()) / ROWS;
+        let depth = shared.padded.q_stride() / DEPTH;
+        let stride = shared.padded.sums_stride();
+        let steps = self.count.div_ceil(DEPTH);
+        let queries = &queries[head * row_tiles * depth..][..row_tiles * depth];
+        let columns = &mut columns[head * row_tiles..][..row_tiles];
+        let sums = &mut sums[head * row_tiles * ROWS * stride..][..row_tiles * ROWS * stride];
+        // 0 times infinity is NaN: values that some rows do not see must not meet them.
+        let careful = self.sees.filter(|_| !finite(value_strip));
+        pack_values(value_strip, steps, values);
+        let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
+        for (pair, columns) in columns.chunks_mut(2).enumerate() {
+            keys.score(self.tiles, &queries[2 * pair * depth..], columns.len(), scores);
+            for (i, columns) in columns.iter_mut().enumerate() {
+                let tile = 2 * pair + i;
+                let scores = &mut scores[i * GROUPS..][..GROUPS];
+                let masks = self.sees.map(|sees| self.masks(sees, tile));
+                let masks = masks.as_ref().map(|masks| &masks[..self.count]);
+                let sums = &mut sums[tile * ROWS * stride..][..ROWS * stride];
+                let p = &mut probabilities[tile * STEPS..][..steps];
+                let (scale, keep) = (shared.scale_log2, careful.is_some());
+                columns.push(scores, self.count, masks, scale, keep, p, sums);
+                if let Some(masks) = masks.filter(|_| keep) {
+                    accumulate_seen(scores, masks, value_strip, sums);
+                }
+            }
+        }
+        if careful.is_none() {
+            let product = Product { tiles: self.tiles, probabilities, values, steps, stride };
+            for tile in (0..row_tiles).step_by(2) {
+                let sums = &mut sums[tile * ROWS * stride..];
+                product.add(tile, (row_tiles - tile).min(2), shared.padded.value, sums, unwanted);
+            }
+        }
+    }
+
+    /// Which rows of a row tile see each position, a row to a bit.
+    fn masks(&self, sees: &[u64], tile: usize) -> [u16; MATRIX_BLOCK] {
+        let MatrixRun { shared, task, .. } = self.run;
+        let queries = task.queries.len();
+        let mut masks = [0; MATRIX_BLOCK];
+        for lane in 0..ROWS {
+            let t = (tile * ROWS + lane) / shared.geometry.group();
+            // Rows of padding see nothing.
+            if t >= queries {
+                break;
+            }
+            for (j, mask) in masks[..self.count].iter_mut().enumerate() {
+                let bit = sees[j / BLOCK * queries + t] >> (j % BLOCK) & 1;
+                *mask |= (bit as u16) << lane;
+            }
+        }
+        masks
+    }
+}
+
+/// The keys of one head and block, as tiles can be loaded from them.
+struct Keys<'a> {
+    /// The two pieces of a key.
+    pieces: [Rows<'a>; 2],
+    groups: usize,
+}
+
+/// Rows of 16 positions each, in memory at equal distances.
+struct Rows<'a> {
+    cells: &'a [bf16],
+    /// Where each group begins.
+    starts: [usize; GROUPS],
+    /// Elements from a row to the next.
+    stride: usize,
+    /// Tiles of 32 elements.
+    depth: usize,
+}
+
+impl<'a> Keys<'a> {
+    /// Rows as they lie in the cache where whole tiles of them do, or a copy of them in which they
+    /// do, filled up with zeros.
+    fn new(
+        strips: [Strip<'a, bf16>; 2],
+        page_size: usize,
+        padded: Padded,
+        copy: &'a mut [bf16],
+    ) -> Keys<'a> {
+        let count = strips[0].len();
+        let groups = count.next_multiple_of(BLOCK) / ROWS;
+        let whole = count % BLOCK == 0
+            && page_size.is_multiple_of(ROWS)
+            && strips.iter().all(|strip| strip.width.is_multiple_of(DEPTH));
+        let depths = padded.key.map(|width| width / DEPTH);
+        if whole {
+            let pieces = [0, 1].map(|i| Rows::in_place(strips[i], groups, depths[i]));
+            return Keys { pieces, groups };
+        }
+        let width = padded.q_stride();
+        let skips = [0, padded.key[0]];
+        copy[..groups * ROWS * width].fill(bf16::ZERO);
+        for (strip, skip) in strips.into_iter().zip(skips) {
+            for j in 0..count {
+                copy[j * width + skip..][..strip.width].copy_from_slice(strip.row(j));
+            }
+        }
+        let copy: &[bf16] = copy;
+        let pieces = [0, 1].map(|i| Rows {
+            cells: copy,
+            starts: std::array::from_fn(|group| group * ROWS * width + skips[i]),
+            stride: width,
+            depth: depths[i],
+        });
+        Keys { pieces, groups }
+    }
+
+    /// Scores of every group against one or two tiles of rows.
+    fn score(
+        &self,
+        tiles: &Tiles,
+        queries: &[Tile<u32>],
+        row_tiles: usize,
+        scores: &mut [Tile<f32>],
+    ) {
+        let depth = self.pieces[0].depth + self.pieces[1].depth;
+        let queries = &queries[..row_tiles * depth];
+        let (first, second) = scores.split_at_mut(GROUPS);
+        if row_tiles == 1 {
+            for (i, out) in first[..self.groups].chunks_exact_mut(4).enumerate() {
+                let pieces = self.pieces(4 * i, 4);
+                // SAFETY: `pieces` has checked the keys; the queries are `depth` tiles, and `out`
+                // is four.
+                unsafe { scores_4x1(tiles, &pieces, queries.as_ptr(), out.as_mut_ptr()) }
+            }
+            return;
+        }
+        let queries = [queries.as_ptr(), queries[depth..].as_ptr()];
+        let first = first[..self.groups].chunks_exact_mut(2);
+        for (i, (first, second)) in first.zip(second.chunks_exact_mut(2)).enumerate() {
+            let pieces = self.pieces(2 * i, 2);
+            let [a, c] = first else { unreachable!("chunks of two") };
+            let [b, d] = second else { unreachable!("chunks of two") };
+            // SAFETY: `pieces` has checked the keys; each of the queries is `depth` tiles, and the
+            // outputs are four tiles.
+            unsafe { scores_2x2(tiles, &pieces, queries, [[a, b], [c, d]]) }
+        }
+    }
+
+    /// Addresses of `count` groups from `first` on, every row of which lies within its cells.
+    fn pieces(&self, first: usize, count: usize) -> [Piece; 2] {
+        [0, 1].map(|i| {
+            let rows = &self.pieces[i];
+            let mut groups = [std::ptr::null(); 4];
+            if rows.depth > 0 {
+                for (group, start) in groups[..count].iter_mut().zip(&rows.starts[first..]) {
+                    let span = (ROWS - 1) * rows.stride + rows.depth * DEPTH;
+                    *group = rows.cells[*start..][..span].as_ptr();
+                }
+            }
+            Piece { groups, stride: rows.stride * size_of::<bf16>(), depth: rows.depth }
+        })
+    }
+}
+
+impl<'a> Rows<'a> {
+    fn in_place(strip: Strip<'a, bf16>, groups: usize, depth: usize) -> Rows<'a> {
+        let mut starts = [0; GROUPS];
+        for (group, start) in starts[..groups].iter_mut().enumerate() {
+            *start = strip.offsets[group * ROWS] + strip.head;
+        }
+        // Sixteen positions of a page lie at equal distances.
+        let stride = strip.offsets[1] - strip.offsets[0];
+        Rows { cells: strip.cells, starts, stride, depth }
+    }
+}
+
+/// Probabilities times values of one head and block.
+struct Product<'a> {
+    tiles: &'a Tiles,
+    /// `[row tiles, STEPS]`.
+    probabilities: &'a [Tile<u32>],
+    /// `[column tiles, steps]`.
+    values: &'a [Tile<u32>],
+    steps: usize,
+    /// Elements from a row of sums to the next.
+    stride: usize,
+}
+
+impl Product<'_> {
+    /// Adds the products of one or two row tiles from `tile` on to their sums.
+    fn add(&self, tile: usize, count: usize, width: usize, sums: &mut [f32], unwanted: &mut [f32]) {
+        let Product { tiles, steps, stride, .. } = *self;
+        let stride_bytes = stride * size_of::<f32>();
+        let p = |tile: usize| self.probabilities[tile * STEPS..][..steps].as_ptr();
+        let v = |tile: usize, count: usize| self.values[tile * steps..][..count * steps].as_ptr();
+        let span = |width: usize| (ROWS - 1) * stride + width;
+        let mut column = 0;
+        while column < width {
+            let tile_column = column / ROWS;
+            if count == 1 && width - column >= 4 * ROWS {
+                let out = sums[column..][..span(4 * ROWS)].as_mut_ptr();
+                // SAFETY: the slices are as long as the tiles that are read and written.
+                unsafe { values_1x4(tiles, p(tile), v(tile_column, 4), steps, out, stride_bytes) }
+                column += 4 * ROWS;
+                continue;
+            }
+            // One row tile and two columns: the other half of the product is computed in vain.
+            let (one, other) = sums.split_at_mut(ROWS * stride);
+            let other = if count == 1 { &mut *unwanted } else { other };
+            let other = &mut other[if count == 1 { 0 } else { column }..][..span(2 * ROWS)];
+            let out = [one[column..][..span(2 * ROWS)].as_mut_ptr(), other.as_mut_ptr()];
+            let p = [p(tile), p(tile + count - 1)];
+            let v = [v(tile_column, 1), v(tile_column + 1, 1)];
+            // SAFETY: as above; the two outputs are apart.
+            unsafe { values_2x2(tiles, p, v, steps, out, stride_bytes) }
+            column += 2 * ROWS;
+        }
+    }
+}
+
+/// Adds probabilities times values for what each of sixteen rows sees, and touches nothing else.
+fn accumulate_seen(p: &[Tile<f32>], masks: &[u16], values: Strip<'_, bf16>, sums: &mut [f32]) {
+    let stride = sums.len() / ROWS;
+    for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
+        for (j, _) in masks.iter().enumerate().filter(|(_, mask)| *mask >> row & 1 == 1) {
+            let p = p[j / ROWS].0[j % ROWS][row];
+            for (o, v) in sums.iter_mut().zip(values.row(j)) {
+                *o = p.mul_add(v.to_f32(), *o);
+            }
+        }
+    }
+}
