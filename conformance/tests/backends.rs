@@ -18,9 +18,10 @@ fn engines() -> Vec<Registered> {
         engine("cuda", || CudaBackend::new(0)).sparse(),
         engine("cuda-naive", || CudaBackend::with_kernels(0, Kernels::Naive)).sparse(),
     ];
-    // The best kernel is `cpu` already; the others must not rot on machines that have a better one.
-    for kernel in Kernel::available() {
-        let name = format!("cpu-{}", kernel.name());
+    // `cpu` is the best of them already; the others must not rot on machines that have a better one.
+    // One that the machine cannot run is ignored, with that reason.
+    for kernel in Kernel::ALL {
+        let name = format!("cpu-{kernel}");
         engines.push(engine(&name, move || CpuBackend::builder().kernel(kernel).build()).sparse());
     }
     engines

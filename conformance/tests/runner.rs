@@ -65,7 +65,10 @@ fn a_known_failure_that_passes_fails() {
 #[test]
 fn a_known_failure_that_fails_is_ignored_with_its_reason() {
     // Appending more queries than there are tokens is no case, and fails on every engine.
-    let budget = Budget { case: Some(format!("{CASE} q=9 do=append").replacen("q=1 ", "", 1)), ..Budget::default() };
+    let budget = Budget {
+        case: Some(format!("{CASE} q=9 do=append").replacen("q=1 ", "", 1)),
+        ..Budget::default()
+    };
     let failing = conclude(vec![present()], "", budget.clone(), "present/");
     assert_eq!((failing.num_ignored, failing.num_failed), (0, 1));
     let known = "[[failure]]\ntrial = 'present/mqa/line'\nreason = 'no such case'";
