@@ -16,6 +16,7 @@ fn engines() -> Vec<Registered> {
         engine("cpu", || Ok(CpuBackend::new())).sparse(),
         engine("cpu-1", || CpuBackend::with_threads(1)).sparse(),
         engine("cuda", || CudaBackend::new(0)).sparse(),
+        engine("cuda-portable", || CudaBackend::with_kernels(0, Kernels::Portable)).sparse(),
         engine("cuda-naive", || CudaBackend::with_kernels(0, Kernels::Naive)).sparse(),
     ];
     // `cpu` is the best of them already; the others must not rot on machines that have a better one.

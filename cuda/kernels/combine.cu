@@ -20,11 +20,11 @@ struct Traits {
   static constexpr i32 VECTOR = D_V % 4 == 0 ? 4 : 1;
   static constexpr i32 COLUMNS = 32 * VECTOR;  // of a row, a warp at a time
   static constexpr i32 CHUNKS = (D_V + COLUMNS - 1) / COLUMNS;
-  static constexpr i32 WARPS = 8;
+  static constexpr i32 WARPS = 16;
   // Parts whose values are fetched before the first is used.
-  static constexpr i32 IN_FLIGHT = CHUNKS > 2 ? 4 : 8;
-  // The loop is bound by the latency of those loads, not by the number of warps: with two CTAs an SM
-  // ptxas has the registers to keep them all in flight, where it would otherwise save registers instead.
+  static constexpr i32 IN_FLIGHT = CHUNKS > 2 ? 2 : 4;
+  // The loop is bound by the latency of those loads. Told to fit two CTAs an SM, ptxas has the
+  // registers to keep them all in flight; told nothing, it saves registers instead.
   static constexpr i32 MIN_BLOCKS = 2;
 };
 
@@ -39,10 +39,46 @@ struct alignas(4 * Traits::VECTOR) Vector {
   float x[Traits::VECTOR];
 };
 
-// A running sum over parts of one row: this lane's columns of chunk after chunk.
-struct Sum {
+// The parts of one row that were merged so far: this lane's columns of chunk after chunk. Times 2^max.
+struct Merged {
   Vector o[Traits::CHUNKS];
   float weight;
+  float max;  // of their lse; -inf: all were empty
+
+  __device__ __forceinline__ void init() {
+    *this = {};
+    max = -infinity();
+  }
+
+  // Against a maximum of -inf every weight is 2^-inf = 0, so that empty parts change nothing.
+  static __device__ __forceinline__ float weight_of(float lse, float max) {
+    return max == -infinity() ? 0.0f : ptx::exp2(lse - max);
+  }
+
+  __device__ __forceinline__ void scale(float factor) {
+    weight *= factor;
+#pragma unroll
+    for (i32 i = 0; i < Traits::CHUNKS * Traits::VECTOR; ++i) {
+      o[i / Traits::VECTOR].x[i % Traits::VECTOR] *= factor;
+    }
+  }
+
+  __device__ __forceinline__ void add(const Vector (&term)[Traits::CHUNKS], float term_weight,
+                                      float factor) {
+    weight += term_weight * factor;
+#pragma unroll
+    for (i32 i = 0; i < Traits::CHUNKS * Traits::VECTOR; ++i) {
+      o[i / Traits::VECTOR].x[i % Traits::VECTOR] +=
+          factor * term[i / Traits::VECTOR].x[i % Traits::VECTOR];
+    }
+  }
+
+  __device__ __forceinline__ void merge(const Merged& other) {
+    const float larger = fmaxf(max, other.max);
+    scale(weight_of(max, larger));
+    add(other.o, other.weight, weight_of(other.max, larger));
+    max = larger;
+  }
 };
 
 struct Rows {
@@ -52,24 +88,8 @@ struct Rows {
   i32 slot_rows;
 };
 
-__device__ __forceinline__ float warp_max(float x) {
-  for (i32 lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));
-  return x;
-}
-
-// The base of the exponentials: the largest lse, or 0 where every part is empty.
-__device__ __forceinline__ float exponent_base(const Rows& rows) {
-  float max = -infinity();
-  for (i32 part = threadIdx.x % 32; part < rows.parts; part += 32) {
-    max = fmaxf(max, rows.lse[i64(part) * rows.slot_rows]);
-  }
-  max = warp_max(max);
-  return max == -infinity() ? 0.0f : max;
-}
-
-// Adds parts first, first + step, .. in this order.
-__device__ __forceinline__ void add_parts(Sum& sum, const Rows& rows, float base, i32 first,
-                                          i32 step) {
+// Merges parts first, first + step, .. in this order, IN_FLIGHT at a time.
+__device__ __forceinline__ void merge_parts(Merged& merged, const Rows& rows, i32 first, i32 step) {
   const i32 lane_column = threadIdx.x % 32 * Traits::VECTOR;
   for (i32 part = first; part < rows.parts; part += step * Traits::IN_FLIGHT) {
     float lse[Traits::IN_FLIGHT];
@@ -88,14 +108,16 @@ __device__ __forceinline__ void add_parts(Sum& sum, const Rows& rows, float base
         }
       }
     }
+    float larger = merged.max;
+#pragma unroll
+    for (i32 k = 0; k < Traits::IN_FLIGHT; ++k) larger = fmaxf(larger, lse[k]);
+    merged.scale(Merged::weight_of(merged.max, larger));
+    merged.max = larger;
 #pragma unroll
     for (i32 k = 0; k < Traits::IN_FLIGHT; ++k) {
-      const float weight = ptx::exp2(lse[k] - base);
-      sum.weight += weight;
-#pragma unroll
-      for (i32 c = 0; c < Traits::CHUNKS; ++c) {
-        for (i32 v = 0; v < Traits::VECTOR; ++v) sum.o[c].x[v] += weight * value[k][c].x[v];
-      }
+      // Not weight_of: a NaN here, of a sequence with an illegal page, is to come through.
+      const float weight = ptx::exp2(lse[k] - (larger == -infinity() ? 0.0f : larger));
+      merged.add(value[k], 1.0f, weight);
     }
   }
 }
@@ -123,66 +145,106 @@ __device__ __forceinline__ Place find_place(const Combine& c, const Merge& merge
           head < c.h && row < merge.q_len * c.group};
 }
 
-__device__ __forceinline__ void store(const Combine& c, const Place& place, const Sum& sum,
-                                      float base) {
-  const float factor = sum.weight == 0.0f ? 0.0f : 1.0f / sum.weight;
+__device__ __forceinline__ void store_16(u16* o, const Vector& value, float factor) {
+  if constexpr (Traits::VECTOR == 4) {
+    if (reinterpret_cast<u64>(o) % 8 == 0) {
+      *reinterpret_cast<uint2*>(o) =
+          make_uint2(Number::pack(value.x[0] * factor, value.x[1] * factor),
+                     Number::pack(value.x[2] * factor, value.x[3] * factor));
+      return;
+    }
+  }
+  for (i32 v = 0; v < Traits::VECTOR; ++v) o[v] = Number::pack(value.x[v] * factor, 0.0f);
+}
+
+__device__ __forceinline__ void store(const Combine& c, const Place& place, const Merged& merged) {
+  const float factor = merged.weight == 0.0f ? 0.0f : 1.0f / merged.weight;
   const i64 row = place.token * c.out.o_row_stride + place.head * c.out.o_head_stride;
 #pragma unroll
-  for (i32 i = 0; i < Traits::CHUNKS * Traits::VECTOR; ++i) {
-    const i32 column = i / Traits::VECTOR * Traits::COLUMNS + threadIdx.x % 32 * Traits::VECTOR +
-                       i % Traits::VECTOR;
+  for (i32 chunk = 0; chunk < Traits::CHUNKS; ++chunk) {
+    const i32 column = chunk * Traits::COLUMNS + threadIdx.x % 32 * Traits::VECTOR;
+    const Vector& value = merged.o[chunk];
     if (column >= Traits::D_V) continue;
-    const float value = sum.o[i / Traits::VECTOR].x[i % Traits::VECTOR] * factor;
     if (c.o_is_f32) {
-      static_cast<float*>(c.out.o)[row + column] = value;
+      float* o = static_cast<float*>(c.out.o) + row + column;
+      for (i32 v = 0; v < Traits::VECTOR; ++v) o[v] = value.x[v] * factor;
     } else {
-      static_cast<u16*>(c.out.o)[row + column] = Number::pack(value, 0.0f);
+      store_16(static_cast<u16*>(c.out.o) + row + column, value, factor);
     }
   }
   if (threadIdx.x % 32 == 0 && c.out.lse != nullptr) {
     c.out.lse[place.token * c.out.lse_row_stride + place.head * c.out.lse_head_stride] =
-        sum.weight == 0.0f ? -infinity() : (base + ptx::log2(sum.weight)) * LN_2;
+        merged.weight == 0.0f ? -infinity() : (merged.max + ptx::log2(merged.weight)) * LN_2;
   }
 }
 
+// Walks rows i, i + step, .. of a list of lanes. The entry of the list is fetched a row ahead, the first
+// one before there is anything to merge.
+struct Walk {
+  const Combine& c;
+  const Merge* first;
+  i32 direction;  // of the list, in memory
+  i32 slot_rows;
+  i32 rows;
+  i32 step;
+  i32 i;
+  Merge merge;
+
+  __device__ __forceinline__ Walk(const Combine& c, const Merge* first, i32 direction, i32 lanes,
+                                  i32 begin, i32 step)
+      : c(c), first(first), direction(direction), step(step), i(begin) {
+    slot_rows = c.schedule.item_heads * c.schedule.item_rows;
+    rows = lanes * slot_rows;
+    fetch();
+  }
+
+  __device__ __forceinline__ void fetch() {
+    if (i < rows) merge = first[i / slot_rows * direction];
+  }
+
+  __device__ __forceinline__ bool done() const { return i >= rows; }
+
+  __device__ __forceinline__ Place next() {
+    const Place place = find_place(c, merge, i % slot_rows);
+    i += step;
+    fetch();
+    return place;
+  }
+};
+
 // Lanes with few parts: a warp a row.
-__device__ __forceinline__ void merge_rows(const Combine& c, i32 slot_rows) {
-  const i32 rows = c.schedule.merge_counts->few * slot_rows;
-  for (i32 i = blockIdx.x * Traits::WARPS + threadIdx.x / 32; i < rows;
-       i += gridDim.x * Traits::WARPS) {
-    const Place place = find_place(c, c.schedule.merges[i / slot_rows], i % slot_rows);
+__device__ __forceinline__ void merge_rows(const Combine& c, i32 lanes) {
+  Walk walk(c, c.schedule.merges, 1, lanes, blockIdx.x * Traits::WARPS + threadIdx.x / 32,
+            gridDim.x * Traits::WARPS);
+  ptx::wait_for_dependencies();
+  while (!walk.done()) {
+    const Place place = walk.next();
     if (!place.valid) continue;
-    Sum sum = {};
-    const float base = exponent_base(place.rows);
-    add_parts(sum, place.rows, base, 0, 1);
-    store(c, place, sum, base);
+    Merged merged;
+    merged.init();
+    merge_parts(merged, place.rows, 0, 1);
+    store(c, place, merged);
   }
 }
 
 // Lanes with many parts, which lie at the end of the list: a CTA a row.
-__device__ __forceinline__ void merge_long_rows(const Combine& c, i32 slot_rows) {
-  __shared__ Sum sums[Traits::WARPS][32];
+__device__ __forceinline__ void merge_long_rows(const Combine& c, i32 lanes) {
+  __shared__ Merged shared[Traits::WARPS][32];
   const i32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const i32 rows = c.schedule.merge_counts->many * slot_rows;
-  for (i32 i = blockIdx.x; i < rows; i += gridDim.x) {
-    const Merge* merge = c.schedule.merges + c.schedule.merge_capacity - 1 - i / slot_rows;
-    const Place place = find_place(c, *merge, i % slot_rows);
+  Walk walk(c, c.schedule.merges + c.schedule.merge_capacity - 1, -1, lanes, blockIdx.x, gridDim.x);
+  ptx::wait_for_dependencies();
+  while (!walk.done()) {
+    const Place place = walk.next();
     if (!place.valid) continue;
-    Sum sum = {};
-    const float base = exponent_base(place.rows);
-    add_parts(sum, place.rows, base, warp, Traits::WARPS);
-    sums[warp][lane] = sum;
+    Merged merged;
+    merged.init();
+    merge_parts(merged, place.rows, warp, Traits::WARPS);
+    shared[warp][lane] = merged;
     __syncthreads();
     if (warp == 0) {
-      for (i32 other = 1; other < Traits::WARPS; ++other) {
-        const Sum& term = sums[other][lane];
-        sum.weight += term.weight;
-#pragma unroll
-        for (i32 chunk = 0; chunk < Traits::CHUNKS; ++chunk) {
-          for (i32 v = 0; v < Traits::VECTOR; ++v) sum.o[chunk].x[v] += term.o[chunk].x[v];
-        }
-      }
-      store(c, place, sum, base);
+#pragma unroll 1
+      for (i32 other = 1; other < Traits::WARPS; ++other) merged.merge(shared[other][lane]);
+      store(c, place, merged);
     }
     __syncthreads();
   }
@@ -190,8 +252,9 @@ __device__ __forceinline__ void merge_long_rows(const Combine& c, i32 slot_rows)
 
 extern "C" __global__ void __launch_bounds__(Traits::WARPS * 32, Traits::MIN_BLOCKS)
     combine(const __grid_constant__ Combine c) {
-  ptx::wait_for_dependencies();
-  const i32 slot_rows = c.schedule.item_heads * c.schedule.item_rows;
-  merge_long_rows(c, slot_rows);
-  merge_rows(c, slot_rows);
+  // The schedule was complete before the attention kernel began; only its results are waited for.
+  const MergeCounts counts = *c.schedule.merge_counts;
+  ptx::launch_dependents();
+  if (counts.many > 0) merge_long_rows(c, counts.many);
+  merge_rows(c, counts.few);
 }

@@ -257,6 +257,16 @@ mirror! {
 // SAFETY: as `Argument` asks: mirrored above.
 unsafe impl Argument for MergeParts {}
 
+/// A `CUtensorMap`, which the driver fills in.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct TensorMap {
+    pub(crate) opaque: [u64; 16],
+}
+const _: () = assert!(size_of::<TensorMap>() == 128);
+// SAFETY: as `Argument` asks: the struct of the same name in abi.cuh, which asserts the same size.
+unsafe impl Argument for TensorMap {}
+
 /// What the test of the mirrors needs to know of one.
 #[cfg(test)]
 struct Mirrored {

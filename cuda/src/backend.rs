@@ -7,9 +7,10 @@ use crate::device::Device;
 use crate::disk::DiskCache;
 use crate::driver::{Copy2d, MEMORY_DEVICE};
 use crate::error::{ENGINE, failed, unavailable};
-use crate::family::{Choice, Kernels, combine, naive, plain, portable};
+use crate::family::{Choice, Items, Kernels, combine, naive, plain, portable};
+use crate::hopper::{self, Loads, MapShape, NO_MAP};
 use crate::jit::{Instance, architecture, build};
-use crate::launch::{Kernel, Order};
+use crate::launch::{Kernel, Order, pointer};
 use crate::memory::DeviceBuffer;
 use crate::nvrtc::Compiler;
 use crate::plan::{Attention, CudaPlan, Tiled, mask_code};
@@ -31,8 +32,8 @@ const EXP_ERROR: f64 = 1.0 / (1 << 22) as f64;
 const NAIVE_CHUNK: usize = 128;
 /// Depth to which every tensor core since sm_80 adds products up before it rounds.
 const MATRIX_STEP: usize = 8;
-/// Fewest tokens that a portable kernel takes per update of its maximum.
-const PORTABLE_TILE: usize = 32;
+/// Fewest tokens that a kernel of any family takes per update of its maximum.
+const SMALLEST_TILE: usize = 16;
 /// Tiles of a piece in batch-invariant mode: 2048 tokens.
 const INVARIANT_TILES: usize = 32;
 /// Tiles below which a piece is not worth its partial result.
@@ -64,18 +65,17 @@ impl Shared {
     /// A kernel, compiled and loaded if this is its first use.
     fn kernel(&self, choice: &Choice) -> Result<Arc<Kernel>, EngineError> {
         // A panic elsewhere leaves the table as it was.
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = loaded.get(&choice.instance) {
+        let loaded = || self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = loaded().get(&choice.instance) {
             return Ok(kernel.clone());
         }
+        // Compiled without the lock, so that threads with different kernels do not wait for each
+        // other; of two with the same one, the later takes the earlier's.
         let architecture = architecture(self.device.capability());
         let cubin =
             build(self.compiler, &self.disk, &architecture, &choice.instance).map_err(failed)?;
-        let (threads, shared_bytes) = (choice.threads, choice.shared_bytes);
-        let kernel = Kernel::load(&self.device, &choice.instance, &cubin, threads, shared_bytes)?;
-        let kernel = Arc::new(kernel);
-        loaded.insert(choice.instance.clone(), kernel.clone());
-        Ok(kernel)
+        let kernel = Kernel::load(&self.device, &choice.instance, &cubin, choice.shared_bytes)?;
+        Ok(loaded().entry(choice.instance.clone()).or_insert(Arc::new(kernel)).clone())
     }
 }
 
@@ -86,7 +86,7 @@ impl CudaBackend {
     /// [`EngineError::Unavailable`] where the driver or NVRTC is missing or too old, or there is no
     /// such device.
     pub fn new(ordinal: usize) -> Result<CudaBackend, EngineError> {
-        CudaBackend::with_kernels(ordinal, Kernels::Portable)
+        CudaBackend::with_kernels(ordinal, Kernels::Hopper)
     }
 
     /// An engine that goes no further than one rung of the ladder of kernels.
@@ -182,18 +182,30 @@ impl CudaBackend {
         Err(other(format!("a gap between the elements of a row of {what}")))
     }
 
+    /// The kernel for a problem, with what it needs: the highest rung that has one.
+    fn found(&self, problem: &Problem, capacity: &Extent, page_size: usize) -> Option<Found> {
+        let device = &self.shared.device;
+        if self.kernels == Kernels::Hopper
+            && device.capability() == (9, 0)
+            && let Some((choice, items, loads)) = hopper::choose(problem, capacity, page_size)
+        {
+            return Some(Found { choice, items, loads: Some(loads) });
+        }
+        if self.kernels == Kernels::Naive {
+            return None;
+        }
+        let (choice, tile) = portable(problem, capacity, device.shared_bytes())?;
+        Some(Found { choice, items: Items { rows: tile.rows, heads: 1 }, loads: None })
+    }
+
     fn attention(
         &self,
         problem: &Problem,
         capacity: &Extent,
-        slots_of: impl Fn(&Bounds) -> usize,
+        page_size: usize,
     ) -> Result<Attention, EngineError> {
         let device = &self.shared.device;
-        let found = match self.kernels {
-            Kernels::Naive => None,
-            Kernels::Portable => portable(problem, capacity, device.shared_bytes()),
-        };
-        let Some((choice, tile)) = found else {
+        let Some(Found { choice, items, loads }) = self.found(problem, capacity, page_size) else {
             let kernel = self.shared.kernel(&naive(problem))?;
             let blocks = kernel.blocks_per_multiprocessor()?.max(1) * device.multiprocessors();
             return Ok(Attention::Naive { kernel, blocks });
@@ -204,19 +216,24 @@ impl CudaBackend {
             return Err(failed(format!("{} does not fit the device", choice.instance)));
         }
         let blocks = resident * device.multiprocessors();
-        let row_bytes = 4 * (problem.geometry().width_v() + 1);
-        let slot_bytes = tile.rows * row_bytes;
-        let scheduler = scheduler(problem, capacity, tile.rows, blocks, slot_bytes);
-        let slots = slots_of(&scheduler.bounds(capacity));
+        let slot_rows = items.rows * items.heads;
+        let width_v = problem.geometry().width_v();
+        let slot_bytes = slot_rows * 4 * (width_v + 1);
+        let mut scheduler = scheduler(problem, capacity, items, blocks, slot_bytes);
+        if loads.is_some() {
+            tune_for_hopper(&mut scheduler);
+        }
+        let slots = scheduler.bounds(capacity).slots;
         let partials = if slots == 0 {
             None
         } else {
-            let rows = slots * tile.rows;
-            let o = DeviceBuffer::new(device, rows * 4 * problem.geometry().width_v())?;
+            let rows = slots * slot_rows;
+            let o = DeviceBuffer::new(device, rows * 4 * width_v)?;
             Some((o, DeviceBuffer::new(device, rows * 4)?))
         };
         let combine = self.shared.kernel(&combine(problem))?;
-        Ok(Attention::Tiled(Tiled { kernel, combine, scheduler, partials }))
+        let item_heads = items.heads;
+        Ok(Attention::Tiled(Tiled { kernel, combine, scheduler, item_heads, loads, partials }))
     }
 
     fn write(&self, plan: &mut CudaPlan, step: &Step) -> Result<(), EngineError> {
@@ -230,24 +247,46 @@ impl CudaBackend {
     }
 }
 
+/// A kernel that works through a schedule.
+struct Found {
+    choice: Choice,
+    items: Items,
+    loads: Option<Loads>,
+}
+
+/// Costs as the Hopper kernels have them, and how many numbers of teams are tried.
+fn tune_for_hopper(scheduler: &mut Scheduler) {
+    scheduler.item_tiles = 4;
+    scheduler.split = match scheduler.split {
+        Split::Invariant { .. } => Split::Invariant { unit_tiles: 128 },
+        Split::Balanced { min_tiles, .. } => Split::Balanced {
+            min_tiles,
+            candidates: (scheduler.teams / 8).max(1),
+            saturation: scheduler.teams,
+            cut_cost: 16,
+        },
+    };
+}
+
 /// How portable kernels share a step: as many teams as blocks fit the device at a time, a team as
 /// large as a usual sequence has lanes, so that lanes of one range run side by side.
 fn scheduler(
     problem: &Problem,
     capacity: &Extent,
-    item_rows: usize,
+    items: Items,
     blocks: usize,
     slot_bytes: usize,
 ) -> Scheduler {
     let geometry = problem.geometry();
     let usual_q_len = capacity.total_q.div_ceil(capacity.sequences.max(1));
-    let row_tiles = (usual_q_len * geometry.group()).div_ceil(item_rows).max(1);
+    let row_tiles = (usual_q_len * geometry.group()).div_ceil(items.rows).max(1);
+    let head_blocks = geometry.heads().div_ceil(items.heads);
     let mut scheduler = Scheduler {
         group: geometry.group(),
-        head_blocks: geometry.heads(),
-        item_rows,
+        head_blocks,
+        item_rows: items.rows,
         teams: 1,
-        team: (geometry.heads() * row_tiles).min(blocks),
+        team: (head_blocks * row_tiles).min(blocks),
         item_tiles: 2,
         split: Split::Balanced {
             min_tiles: MIN_TILES,
@@ -316,7 +355,9 @@ impl Backend for CudaBackend {
     fn identity(&self) -> Identity {
         let (name, kernel) = match self.kernels {
             Kernels::Naive => ("cuda-naive", "naive"),
-            Kernels::Portable => (ENGINE, "sm_80"),
+            Kernels::Portable => ("cuda-portable", "sm_80"),
+            Kernels::Hopper if self.shared.device.capability() == (9, 0) => (ENGINE, "sm_90a"),
+            Kernels::Hopper => (ENGINE, "sm_80"),
         };
         Identity { name, kernel: kernel.into(), device: self.shared.device.to_string() }
     }
@@ -335,17 +376,15 @@ impl Backend for CudaBackend {
 
     fn arithmetic(&self, problem: &Problem) -> Arithmetic {
         let anything = Extent { sequences: 1, total_q: 1, max_q_len: 1, max_kv_len: 0, writes: 0 };
-        let limit = self.shared.device.shared_bytes();
         // Whether a kernel is found depends on the smallest shape alone, which q_len 1 has too.
-        let tiled =
-            self.kernels == Kernels::Portable && portable(problem, &anything, limit).is_some();
+        let tiled = self.found(problem, &anything, 1).is_some();
         let arithmetic = if tiled {
             Arithmetic {
                 // Matrix units truncate what they add.
                 accumulation: 2.0 * Dtype::F32.unit_roundoff(),
                 truncates: true,
                 parts: MAX_PARTS,
-                ..Arithmetic::matrix(problem.dtype(), MATRIX_STEP, EXP_ERROR, PORTABLE_TILE)
+                ..Arithmetic::matrix(problem.dtype(), MATRIX_STEP, EXP_ERROR, SMALLEST_TILE)
             }
         } else {
             Arithmetic::f32(EXP_ERROR, NAIVE_CHUNK)
@@ -373,7 +412,7 @@ impl Backend for CudaBackend {
 
     fn upload(&self, call: Upload<'_, Self>) -> Result<(), EngineError> {
         self.check_device(&call.tensor.device, "tensor")?;
-        let bytes = pointer(call.host.values());
+        let bytes = first_byte(call.host.values());
         let (starts, run) = call.tensor.runs();
         let size = call.tensor.dtype().bytes();
         for (index, start) in starts.iter().enumerate() {
@@ -391,7 +430,7 @@ impl Backend for CudaBackend {
         self.check_device(&tensor.device, "tensor")?;
         let mut host = HostTensor::zeros(tensor.dtype(), tensor.shape())
             .map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
-        let bytes = pointer_mut(host.values_mut());
+        let bytes = first_byte_mut(host.values_mut());
         let (starts, run) = tensor.runs();
         let size = tensor.dtype().bytes();
         for (index, start) in starts.iter().enumerate() {
@@ -432,7 +471,7 @@ impl Backend for CudaBackend {
             return Err(other(format!("a page of {} tokens", planned.page_size())));
         }
         let (problem, capacity) = (call.problem, *planned.capacity());
-        let attention = self.attention(problem, &capacity, |bounds| bounds.slots)?;
+        let attention = self.attention(problem, &capacity, planned.page_size())?;
         let mask = mask_code(&planned, call.step.mask());
         let nothing = Bounds { pieces: 0, merges: 0, slots: 0 };
         let sizes = Sizes {
@@ -443,7 +482,7 @@ impl Backend for CudaBackend {
         };
         let layout = Layout::new(&capacity, &sizes)?;
         let resident = Resident::new(&self.stream, layout, capacity.sequences)?;
-        let append = self.shared.kernel(&plain("append", 256, problem.dtype()))?;
+        let append = self.shared.kernel(&plain("append", problem.dtype()))?;
         let device = self.shared.device.clone();
         let schedule = Schedule::default();
         let mut plan = CudaPlan { device, planned, resident, attention, append, mask, schedule };
@@ -474,7 +513,9 @@ impl Backend for CudaBackend {
         let blocks = self.blocks(work.div_ceil(256));
         // SAFETY: plan, cache and tensors are of this device and outlive the launch, since freeing
         // waits; the call has checked their shapes, and writes name distinct cells.
-        unsafe { call.plan.append.launch(&self.stream, blocks, &argument, Order::After) }?;
+        unsafe {
+            call.plan.append.launch(&self.stream, blocks, [pointer(&argument)], Order::After)
+        }?;
         Ok(())
     }
 
@@ -505,13 +546,15 @@ impl Backend for CudaBackend {
             Attention::Naive { kernel, blocks } => {
                 // SAFETY: plan, cache and tensors are of this device and outlive the launch, since
                 // freeing waits; the call has checked their shapes.
-                unsafe { kernel.launch(&self.stream, *blocks, &argument, Order::After) }?;
+                unsafe {
+                    kernel.launch(&self.stream, *blocks, [pointer(&argument)], Order::After)
+                }?;
             }
             Attention::Tiled(tiled) => {
                 if !(call.q.is_aligned() && call.o.is_aligned() && call.cache.is_aligned()) {
                     return Err(other("a tensor that is not aligned to 16 bytes".into()));
                 }
-                self.launch_tiled(tiled, &argument)?;
+                self.launch_tiled(tiled, &argument, call.cache)?;
             }
         }
         Ok(())
@@ -545,11 +588,11 @@ impl Backend for CudaBackend {
             h_q: h_q as i32,
             d_v: d_v as i32,
         };
-        let kernel = self.shared.kernel(&plain("merge", 256, call.o.dtype()))?;
+        let kernel = self.shared.kernel(&plain("merge", call.o.dtype()))?;
         let blocks = self.blocks((rows * h_q).div_ceil(8));
         // SAFETY: the tensors are of this device and outlive the launch, since freeing waits; the
         // call has checked their shapes.
-        unsafe { kernel.launch(&self.stream, blocks, &argument, Order::After) }?;
+        unsafe { kernel.launch(&self.stream, blocks, [pointer(&argument)], Order::After) }?;
         Ok(())
     }
 
@@ -579,11 +622,45 @@ impl CudaBackend {
         wanted.min(self.shared.device.multiprocessors() * 16)
     }
 
-    fn launch_tiled(&self, tiled: &Tiled, argument: &abi::Attend) -> Result<(), EngineError> {
+    /// Maps of states and rope keys; they hold addresses alone, so making them costs the host little
+    /// and the device nothing.
+    fn tensor_maps(
+        &self,
+        loads: Loads,
+        cache: &CudaCache,
+    ) -> Result<[abi::TensorMap; 2], EngineError> {
+        let Loads::Boxes { state, rope } = loads else {
+            return Ok([NO_MAP; 2]);
+        };
+        let (layout, widths) = (cache.layout(), cache.part_widths());
+        let map = |which: usize, copied| {
+            let (heads, width) = widths[which];
+            let part = &cache.parts()[which];
+            let (pages, page_size) = (layout.pages(), layout.page_size());
+            let shape = MapShape::new(part, pages, page_size, heads, width, copied);
+            self.shared.device.tensor_map(&shape)
+        };
+        Ok([map(0, state)?, rope.map_or(Ok(NO_MAP), |copied| map(1, copied))?])
+    }
+
+    fn launch_tiled(
+        &self,
+        tiled: &Tiled,
+        argument: &abi::Attend,
+        cache: &CudaCache,
+    ) -> Result<(), EngineError> {
         let scheduler = &tiled.scheduler;
         let blocks = scheduler.teams * scheduler.team;
-        // SAFETY: as in `attend`; the plan's schedule was made for this grid.
-        unsafe { tiled.kernel.launch(&self.stream, blocks, argument, Order::After) }?;
+        let kernel = &tiled.kernel;
+        if let Some(loads) = tiled.loads {
+            let maps = self.tensor_maps(loads, cache)?;
+            let arguments = [pointer(argument), pointer(&maps[0]), pointer(&maps[1])];
+            // SAFETY: as in `attend`; the plan's schedule was made for this grid.
+            unsafe { kernel.launch(&self.stream, blocks, arguments, Order::After) }?;
+        } else {
+            // SAFETY: as above.
+            unsafe { kernel.launch(&self.stream, blocks, [pointer(argument)], Order::After) }?;
+        }
         if tiled.partials.is_none() {
             return Ok(());
         }
@@ -600,7 +677,7 @@ impl CudaBackend {
         let order = if overlaps { Order::Overlapping } else { Order::After };
         let blocks = self.shared.device.multiprocessors() * 8;
         // SAFETY: as above; the kernel waits for the attention kernel before it reads.
-        unsafe { tiled.combine.launch(&self.stream, blocks, &merge, order) }?;
+        unsafe { tiled.combine.launch(&self.stream, blocks, [pointer(&merge)], order) }?;
         Ok(())
     }
 
@@ -616,7 +693,7 @@ impl CudaBackend {
         let shape = [&[slots.len()], &cache.layout().part_shapes()[which][2..]].concat();
         let mut host = HostTensor::zeros(dtype, &shape)
             .map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
-        let bytes = pointer_mut(host.values_mut());
+        let bytes = first_byte_mut(host.values_mut());
         let size = dtype.bytes();
         for (index, slot) in slots.iter().enumerate() {
             let row = part.row(slot.page.0 as usize, slot.row, size);
@@ -655,7 +732,7 @@ impl CudaBackend {
     }
 }
 
-fn pointer(values: &Values) -> *const u8 {
+fn first_byte(values: &Values) -> *const u8 {
     match values {
         Values::F32(values) => values.as_ptr().cast(),
         Values::F16(values) => values.as_ptr().cast(),
@@ -663,7 +740,7 @@ fn pointer(values: &Values) -> *const u8 {
     }
 }
 
-fn pointer_mut(values: ValuesMut<'_>) -> *mut u8 {
+fn first_byte_mut(values: ValuesMut<'_>) -> *mut u8 {
     match values {
         ValuesMut::F32(values) => values.as_mut_ptr().cast(),
         ValuesMut::F16(values) => values.as_mut_ptr().cast(),
@@ -786,7 +863,7 @@ fn batch_argument(plan: &CudaPlan, cache: &CudaCache) -> abi::Batch {
 }
 
 fn schedule_argument(plan: &CudaPlan) -> abi::Schedule {
-    let Some(scheduler) = plan.attention.scheduler() else {
+    let Attention::Tiled(Tiled { scheduler, item_heads, .. }) = &plan.attention else {
         return abi::Schedule::default();
     };
     let (resident, layout) = (&plan.resident, &plan.resident.layout);
@@ -798,7 +875,7 @@ fn schedule_argument(plan: &CudaPlan) -> abi::Schedule {
         teams: scheduler.teams as i32,
         team: scheduler.team as i32,
         head_blocks: scheduler.head_blocks as i32,
-        item_heads: 1,
+        item_heads: *item_heads as i32,
         item_rows: scheduler.item_rows as i32,
         merge_capacity: layout.max_merges as i32,
     }
@@ -814,4 +891,4 @@ fn partials_argument(plan: &CudaPlan) -> abi::Partials {
 }
 
 /// The unit of schedules is a whole number of every kernel's steps.
-const _: () = assert!(TILE_TOKENS.is_multiple_of(PORTABLE_TILE));
+const _: () = assert!(TILE_TOKENS.is_multiple_of(SMALLEST_TILE));

@@ -1,7 +1,9 @@
 //! A device: its primary context, what is known of it, and the one way to call the driver for it.
 
+use crate::abi::TensorMap;
 use crate::driver::{Address, Api, Attribute, Handle, driver};
 use crate::error::{DriverError, unavailable};
+use crate::hopper::{MapShape, NO_MAP};
 use grouped_attention::EngineError;
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
@@ -117,6 +119,41 @@ impl Device {
             Err(error) if error.is_out_of_memory() => Err(EngineError::OutOfMemory { bytes }),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A tensor map of one part of a cache, for the swizzle that kernels read.
+    ///
+    /// # Errors
+    /// A part that the copy engine cannot address.
+    pub(crate) fn tensor_map(&self, shape: &MapShape) -> Result<TensorMap, DriverError> {
+        // CU_TENSOR_MAP_DATA_TYPE_UINT16, _SWIZZLE_128B, _L2_PROMOTION_L2_128B
+        const ELEMENT: u32 = 1;
+        const SWIZZLE: u32 = 3;
+        const PROMOTION: u32 = 2;
+        let mut map = NO_MAP;
+        let element_strides = [1; 5];
+        let address = std::ptr::with_exposed_provenance_mut(shape.address as usize);
+        self.call("cuTensorMapEncodeTiled", |api| {
+            // SAFETY: all arrays have the rank's five entries, strides one fewer; the driver only
+            // writes the map and reads no device memory.
+            unsafe {
+                (api.tensor_map_encode)(
+                    &raw mut map,
+                    ELEMENT,
+                    5,
+                    address,
+                    shape.extents.as_ptr(),
+                    shape.strides.as_ptr(),
+                    shape.copied.as_ptr(),
+                    element_strides.as_ptr(),
+                    0,
+                    SWIZZLE,
+                    PROMOTION,
+                    0,
+                )
+            }
+        })?;
+        Ok(map)
     }
 
     /// Number of the device.

@@ -1,5 +1,6 @@
 //! The CUDA driver: its functions, and what this crate needs of their types.
 
+use crate::abi::TensorMap;
 use crate::error::{DriverError, unavailable};
 use crate::library::{functions, open};
 use grouped_attention::EngineError;
@@ -31,6 +32,8 @@ pub(crate) enum Attribute {
 
 /// `CUfunction_attribute`: dynamic shared memory that a launch may ask for.
 pub(crate) const MAX_DYNAMIC_SHARED_MEMORY: c_int = 8;
+/// `CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK`: the launch bound.
+pub(crate) const MAX_THREADS: c_int = 0;
 /// `CU_STREAM_NON_BLOCKING`: does not wait for the legacy default stream.
 pub(crate) const STREAM_NON_BLOCKING: c_uint = 1;
 /// `CU_EVENT_DISABLE_TIMING`.
@@ -126,6 +129,23 @@ functions! {
         );
         function_set_attribute = cuFuncSetAttribute(
             function: Handle, attribute: c_int, value: c_int,
+        );
+        function_attribute = cuFuncGetAttribute(
+            value: *mut c_int, attribute: c_int, function: Handle,
+        );
+        tensor_map_encode = cuTensorMapEncodeTiled(
+            map: *mut TensorMap,
+            element: c_uint,
+            rank: c_uint,
+            address: *mut c_void,
+            extents: *const u64,
+            strides: *const u64,
+            copied: *const c_uint,
+            element_strides: *const c_uint,
+            interleave: c_uint,
+            swizzle: c_uint,
+            promotion: c_uint,
+            fill: c_uint,
         );
         occupancy = cuOccupancyMaxActiveBlocksPerMultiprocessor(
             blocks: *mut c_int, function: Handle, threads: c_int, shared_bytes: usize,

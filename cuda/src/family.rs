@@ -12,6 +12,16 @@ pub enum Kernels {
     /// `tied_sm80.cu` and `separate_sm80.cu`: tensor cores for 16-bit formats and widths that are
     /// multiples of 16; what they do not cover falls to the naive kernel.
     Portable,
+    /// `tied_sm90.cu` and its siblings: wgmma and the copy engine, for tied rows on sm_90; what they
+    /// do not cover falls to the portable kernels.
+    Hopper,
+}
+
+/// How a kernel cuts its part of a step: an item is this many packed rows of this many heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Items {
+    pub(crate) rows: usize,
+    pub(crate) heads: usize,
 }
 
 /// The widths with which kernels are compiled: a key is the first `n` elements of the first part
@@ -41,7 +51,7 @@ impl Widths {
         if self.tied { self.s + self.r } else { self.n + self.s }
     }
 
-    fn constants(&self) -> Vec<(&'static str, usize)> {
+    pub(crate) fn constants(&self) -> Vec<(&'static str, usize)> {
         vec![("GA_N", self.n), ("GA_R", self.r), ("GA_S", self.s)]
     }
 }
@@ -59,20 +69,19 @@ pub(crate) fn dtype_code(dtype: Dtype) -> usize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) instance: Instance,
-    pub(crate) threads: usize,
     pub(crate) shared_bytes: usize,
 }
 
 /// A kernel without shape constants.
-pub(crate) fn plain(kernel: &'static str, threads: usize, dtype: Dtype) -> Choice {
+pub(crate) fn plain(kernel: &'static str, dtype: Dtype) -> Choice {
     let constants = vec![("GA_DTYPE", dtype_code(dtype))];
-    Choice { instance: Instance { kernel, constants }, threads, shared_bytes: 0 }
+    Choice { instance: Instance { kernel, constants }, shared_bytes: 0 }
 }
 
 /// The kernel that takes everything.
 pub(crate) fn naive(problem: &Problem) -> Choice {
     let widths = Widths::of(problem.geometry());
-    let mut choice = plain("naive", 128, problem.dtype());
+    let mut choice = plain("naive", problem.dtype());
     choice.instance.constants.push(("GA_TIED", usize::from(widths.tied)));
     choice.instance.constants.extend(widths.constants());
     choice
@@ -82,7 +91,7 @@ pub(crate) fn naive(problem: &Problem) -> Choice {
 pub(crate) fn combine(problem: &Problem) -> Choice {
     let bf16 = usize::from(problem.dtype() == Dtype::Bf16);
     let constants = vec![("GA_DV", problem.geometry().width_v()), ("GA_BF16", bf16)];
-    Choice { instance: Instance { kernel: "combine", constants }, threads: 256, shared_bytes: 0 }
+    Choice { instance: Instance { kernel: "combine", constants }, shared_bytes: 0 }
 }
 
 /// Tile shape of the portable kernels; the words are those of kernels/tile/attend_sm80.cuh.
@@ -96,6 +105,8 @@ pub(crate) struct Tile {
     pub(crate) stages: usize,
 }
 
+/// Threads of a block that leave 128 registers to each.
+const MAX_THREADS: usize = 512;
 /// Rows of a warp's matrix instruction, and the multiple that all widths must be of.
 const MATRIX: usize = 16;
 /// Elements by which rows in shared memory are padded, so that eight of them lie in all banks.
@@ -134,8 +145,7 @@ impl Tile {
                 .into_iter()
                 .map(|(tokens, stages)| Tile { rows, tokens, stages })
                 .filter(|tile| widths.s.div_ceil(tile.tokens / MATRIX) <= COLUMNS_PER_WARP)
-                // 128 registers are left to a thread of 512, half of them accumulators.
-                .filter(|tile| tile.threads() < 512 || widths.s <= 512)
+                .filter(|tile| tile.threads() <= MAX_THREADS)
                 .find(|tile| tile.shared_bytes(widths) <= shared_limit)
         })
     }
@@ -152,7 +162,12 @@ pub(crate) fn portable(
 ) -> Option<(Choice, Tile)> {
     let widths = Widths::of(problem.geometry());
     let multiple = |width: usize| width.is_multiple_of(MATRIX);
-    if problem.dtype() == Dtype::F32 || ![widths.n, widths.r, widths.s].into_iter().all(multiple) {
+    // Wider values than these would not fit the shared memory of `combine`.
+    let too_wide = widths.s > 512;
+    if too_wide
+        || problem.dtype() == Dtype::F32
+        || ![widths.n, widths.r, widths.s].into_iter().all(multiple)
+    {
         return None;
     }
     let queries = if problem.is_batch_invariant() { 1 } else { capacity.max_q_len.max(1) };
@@ -170,7 +185,7 @@ pub(crate) fn portable(
         ("GA_SHARED", shared_bytes),
     ]);
     let instance = Instance { kernel, constants };
-    Some((Choice { instance, threads: tile.threads(), shared_bytes }, tile))
+    Some((Choice { instance, shared_bytes }, tile))
 }
 
 #[cfg(test)]
@@ -205,7 +220,7 @@ mod tests {
                     let found = portable(&problem(geometry), &extent(q_len), limit);
                     let (choice, tile) = found.unwrap_or_else(|| panic!("{geometry} in {limit}"));
                     assert!(choice.shared_bytes <= limit);
-                    assert!(choice.threads == tile.threads() && choice.threads <= 512);
+                    assert!(tile.threads() <= MAX_THREADS);
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! choices that the engine itself makes for them on each architecture.
 
 use crate::family::{Choice, combine, naive, plain, portable};
+use crate::hopper;
 use crate::jit::compile_verbosely;
 use crate::nvrtc::Compiler;
 use grouped_attention::{Dtype, Extent, Geometry, Problem};
@@ -51,17 +52,21 @@ fn shape(line: &str) -> Shape {
     }
 }
 
-fn choices(shape: &Shape, shared_limit: usize) -> Vec<(Choice, usize)> {
+fn choices(shape: &Shape, architecture: &str, shared_limit: usize) -> Vec<(Choice, usize)> {
     let q_len = shape.q_len;
     let capacity =
         Extent { sequences: 1, total_q: q_len, max_q_len: q_len, max_kv_len: 1, writes: 0 };
     let mut choices = vec![
         (naive(&shape.problem), 0),
-        (plain("append", 256, shape.problem.dtype()), 0),
-        (plain("merge", 256, shape.problem.dtype()), 0),
+        (plain("append", shape.problem.dtype()), 0),
+        (plain("merge", shape.problem.dtype()), 0),
     ];
     if let Some((choice, _)) = portable(&shape.problem, &capacity, shared_limit) {
         choices.extend([(choice, shape.spills), (combine(&shape.problem), 0)]);
+    }
+    if architecture == "sm_90a" {
+        let found = [1, 64].map(|page_size| hopper::choose(&shape.problem, &capacity, page_size));
+        choices.extend(found.into_iter().flatten().map(|found| (found.0, 0)));
     }
     choices
 }
@@ -90,7 +95,7 @@ fn every_listed_kernel_compiles_cleanly() {
     let (mut seen, mut complaints) = (BTreeSet::new(), Vec::new());
     for shape in shapes() {
         for (architecture, shared_limit) in ARCHITECTURES {
-            for (Choice { instance, .. }, allowed) in choices(&shape, shared_limit) {
+            for (Choice { instance, .. }, allowed) in choices(&shape, architecture, shared_limit) {
                 let name = format!("{architecture} {instance}");
                 if !seen.insert(name.clone()) {
                     continue;
@@ -112,10 +117,20 @@ fn every_listed_kernel_compiles_cleanly() {
 #[test]
 fn the_list_is_well_formed_and_covers_the_families() {
     let kernels: BTreeSet<&str> = shapes()
-        .flat_map(|shape| choices(&shape, ARCHITECTURES[0].1))
+        .flat_map(|shape| choices(&shape, "sm_90a", ARCHITECTURES[2].1))
         .map(|(choice, _)| choice.instance.kernel)
         .collect();
-    let all = ["append", "combine", "merge", "naive", "separate_sm80", "tied_sm80"];
+    let all = [
+        "append",
+        "combine",
+        "merge",
+        "naive",
+        "separate_sm80",
+        "tied_heads_sm90",
+        "tied_sm80",
+        "tied_sm90",
+        "tied_wide_sm90",
+    ];
     assert_eq!(kernels, BTreeSet::from(all));
 }
 

@@ -4,12 +4,13 @@ use crate::abi::Argument;
 use crate::device::Device;
 use crate::driver::{
     Handle, LAUNCH_PROGRAMMATIC_SERIALIZATION, LaunchAttribute, LaunchConfig,
-    MAX_DYNAMIC_SHARED_MEMORY,
+    MAX_DYNAMIC_SHARED_MEMORY, MAX_THREADS,
 };
 use crate::error::DriverError;
 use crate::jit::Instance;
 use crate::stream::Stream;
 use std::ffi::{CString, c_int, c_uint, c_void};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// A kernel on a device, ready to be launched.
@@ -27,6 +28,15 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above; a loaded module does not change.
 unsafe impl Sync for Kernel {}
 
+/// An argument of a launch, by its address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pointer<'a>(*mut c_void, PhantomData<&'a ()>);
+
+/// The driver reads an argument when the kernel is launched.
+pub(crate) fn pointer<A: Argument>(argument: &A) -> Pointer<'_> {
+    Pointer(std::ptr::from_ref(argument).cast_mut().cast(), PhantomData)
+}
+
 /// How a launch relates to the one before it in its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -37,8 +47,8 @@ pub(crate) enum Order {
 }
 
 impl Kernel {
-    /// Loads a cubin whose kernel is launched with blocks of `threads` threads and `shared_bytes`
-    /// bytes of dynamic shared memory.
+    /// Loads a cubin whose kernel is launched with blocks of as many threads as its launch bound says
+    /// and `shared_bytes` bytes of dynamic shared memory.
     ///
     /// # Errors
     /// A cubin that is not for this device, a failing device.
@@ -46,7 +56,6 @@ impl Kernel {
         device: &Arc<Device>,
         instance: &Instance,
         cubin: &[u8],
-        threads: usize,
         shared_bytes: usize,
     ) -> Result<Kernel, DriverError> {
         let mut module: Handle = std::ptr::null_mut();
@@ -60,7 +69,7 @@ impl Kernel {
             device: device.clone(),
             module,
             function: std::ptr::null_mut(),
-            threads,
+            threads: 0,
             shared_bytes,
         };
         let name = CString::new(instance.kernel).unwrap_or_default();
@@ -68,6 +77,12 @@ impl Kernel {
             // SAFETY: the module was loaded above, and the name ends in 0.
             unsafe { (api.module_function)(&raw mut kernel.function, module, name.as_ptr()) }
         })?;
+        let mut threads: c_int = 0;
+        device.call("cuFuncGetAttribute", |api| {
+            // SAFETY: `threads` is a place for one integer, and the function is loaded.
+            unsafe { (api.function_attribute)(&raw mut threads, MAX_THREADS, kernel.function) }
+        })?;
+        kernel.threads = threads.unsigned_abs() as usize;
         device.call("cuFuncSetAttribute", |api| {
             let bytes = shared_bytes as c_int;
             // SAFETY: the function belongs to the module above.
@@ -92,26 +107,26 @@ impl Kernel {
         Ok(blocks.unsigned_abs() as usize)
     }
 
-    /// Launches `blocks` blocks with one struct as the argument. No block: nothing is launched.
+    /// Launches `blocks` blocks with one struct after another as the arguments. No block: nothing is launched.
     ///
     /// # Errors
     /// A failing device.
     ///
     /// # Safety
-    /// `argument` must be the struct that this kernel takes, its addresses and strides must
+    /// `arguments` must be the structs that this kernel takes, their addresses and strides must
     /// describe memory of the device that outlives the launch, and what the kernel's head says of
     /// the host must hold.
-    pub(crate) unsafe fn launch<A: Argument>(
+    pub(crate) unsafe fn launch<const N: usize>(
         &self,
         stream: &Stream,
         blocks: usize,
-        argument: &A,
+        arguments: [Pointer<'_>; N],
         order: Order,
     ) -> Result<(), DriverError> {
         if blocks == 0 {
             return Ok(());
         }
-        let mut arguments = [std::ptr::from_ref(argument).cast_mut().cast::<c_void>()];
+        let mut arguments = arguments.map(|argument| argument.0);
         let mut attribute = LaunchAttribute {
             id: LAUNCH_PROGRAMMATIC_SERIALIZATION,
             padding: 0,
@@ -126,7 +141,7 @@ impl Kernel {
             attribute_count: c_uint::from(order == Order::Overlapping),
         };
         self.device.call("cuLaunchKernelEx", |api| {
-            // SAFETY: the caller vouches for the argument, which the driver copies before it
+            // SAFETY: the caller vouches for the arguments, which the driver copies before it
             // returns; the configuration lives until then.
             unsafe {
                 (api.launch)(

@@ -32,6 +32,7 @@ mod error;
 mod family;
 #[cfg(test)]
 mod gate;
+mod hopper;
 mod jit;
 mod launch;
 mod library;

@@ -3,6 +3,7 @@
 use crate::abi::MaskCode;
 use crate::device::Device;
 use crate::driver::Address;
+use crate::hopper::Loads;
 use crate::launch::Kernel;
 use crate::memory::DeviceBuffer;
 use crate::resident::Resident;
@@ -39,6 +40,10 @@ pub(crate) struct Tiled {
     pub(crate) kernel: Arc<Kernel>,
     pub(crate) combine: Arc<Kernel>,
     pub(crate) scheduler: Scheduler,
+    /// Cached heads of an item.
+    pub(crate) item_heads: usize,
+    /// How a Hopper kernel reads the cache; absent for the portable ones, which take no maps.
+    pub(crate) loads: Option<Loads>,
     /// Partial results `[slots, rows, d_v]` and `[slots, rows]`; absent where nothing is ever cut.
     pub(crate) partials: Option<(DeviceBuffer, DeviceBuffer)>,
 }

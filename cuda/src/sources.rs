@@ -13,7 +13,10 @@ const KERNELS: &[(&str, &str)] = embedded![
     "merge.cu",
     "naive.cu",
     "separate_sm80.cu",
-    "tied_sm80.cu"
+    "tied_heads_sm90.cu",
+    "tied_sm80.cu",
+    "tied_sm90.cu",
+    "tied_wide_sm90.cu",
 ];
 
 /// What kernels include, by the names they use.
@@ -33,9 +36,14 @@ pub(crate) const HEADERS: &[(&str, &str)] = embedded![
     "tile/block.cuh",
     "tile/element.cuh",
     "tile/item.cuh",
+    "tile/load_boxes.cuh",
+    "tile/load_rows.cuh",
     "tile/mask.cuh",
     "tile/number.cuh",
     "tile/queries.cuh",
+    "tile/ring.cuh",
+    "tile/softmax.cuh",
+    "tile/store.cuh",
     "tile/weight.cuh",
 ];
 

@@ -60,4 +60,10 @@ __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
   }
 }
 
+// One arrival for the warp, once it has met.
+__device__ __forceinline__ void mbarrier_arrive_warp(u64* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+}
+
 }  // namespace ptx

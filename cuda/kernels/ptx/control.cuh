@@ -33,6 +33,8 @@ __device__ __forceinline__ void named_barrier_arrive(u32 id, u32 threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Before sm_90 no launch overlaps the one before it, and neither of these is anything.
+
 // griddepcontrol.launch_dependents: the next kernel of the stream may start its prologue.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
 __device__ __forceinline__ void launch_dependents() {
@@ -40,8 +42,6 @@ __device__ __forceinline__ void launch_dependents() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-
-// Before sm_90 no launch overlaps the one before it, and both are nothing.
 
 // griddepcontrol.wait: until the kernels this one depends on have finished and flushed.
 __device__ __forceinline__ void wait_for_dependencies() {

@@ -34,13 +34,4 @@ __device__ __forceinline__ void copy_box_5d(void* destination, const TensorMap* 
       : "memory");
 }
 
-// cp.async.bulk.prefetch.tensor.5d: the same box into the L2.
-__device__ __forceinline__ void prefetch_box_5d(const TensorMap* map, i32 c0, i32 c1, i32 c2,
-                                                i32 c3, i32 c4) {
-  asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(
-                   map),
-               "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-               : "memory");
-}
-
 }  // namespace ptx

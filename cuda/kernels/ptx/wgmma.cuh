@@ -66,6 +66,38 @@ __device__ __forceinline__ void wgmma_m64n64k16_ss_f16(float (&d)[32], u64 a, u6
       : "l"(a), "l"(b), "r"(accumulate ? 1 : 0));
 }
 
+// wgmma.m64n64k16.f32.bf16.bf16: d += a b^T, a in registers, b K-major in shared memory.
+__device__ __forceinline__ void wgmma_m64n64k16_rs_k_major_bf16(float (&d)[32], const u32 (&a)[4], u64 b) {
+  asm volatile(
+      "{\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// wgmma.m64n64k16.f32.f16.f16: d += a b^T, a in registers, b K-major in shared memory.
+__device__ __forceinline__ void wgmma_m64n64k16_rs_k_major_f16(float (&d)[32], const u32 (&a)[4], u64 b) {
+  asm volatile(
+      "{\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 // wgmma.m64n64k16.f32.bf16.bf16: d += a b, a in registers, b MN-major in shared memory.
 __device__ __forceinline__ void wgmma_m64n64k16_rs_bf16(float (&d)[32], const u32 (&a)[4], u64 b) {
   asm volatile(
@@ -219,6 +251,16 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[32], u64 a, u64 b, bool accu
     wgmma_m64n64k16_ss_bf16(d, a, b, accumulate);
   } else {
     wgmma_m64n64k16_ss_f16(d, a, b, accumulate);
+  }
+}
+
+// d (64 x 64) += a b^T; `a` a 64 x 16 fragment, `b` the descriptor of a 64 x 16 K-major operand.
+template <class T>
+__device__ __forceinline__ void wgmma_rs_k_major(float (&d)[32], const u32 (&a)[4], u64 b) {
+  if constexpr (T::IS_BF16) {
+    wgmma_m64n64k16_rs_k_major_bf16(d, a, b);
+  } else {
+    wgmma_m64n64k16_rs_k_major_f16(d, a, b);
   }
 }
 

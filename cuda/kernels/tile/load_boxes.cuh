@@ -28,14 +28,6 @@ __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& b
     const i32 lane_kv = kv + lane * Stage::TOKENS;
     if (step % 32 == 0 && lane_kv < item.piece.kv_end) lane_page = table[lane_kv / batch.page_size];
     const i32 page = __shfl_sync(~0u, lane_page, step % 32);
-#if GA_PREFETCH
-    const i32 ahead = __shfl_sync(~0u, lane_page, (step + GA_PREFETCH) % 32);
-    if (lane == 0 && kv + GA_PREFETCH * Stage::TOKENS < item.piece.kv_end && step % 32 + GA_PREFETCH < 32) {
-      const i32 token = (kv + GA_PREFETCH * Stage::TOKENS) % batch.page_size;
-      for (i32 part = 0; part < Stage::PARTS; ++part) ptx::prefetch_box_5d(state_map, 0, token, part * (Stage::STATE_BLOCKS / Stage::PARTS), item.head, ahead);
-      if (item.head == 0) ptx::prefetch_box_5d(rope_map, 0, token, 0, 0, ahead);
-    }
-#endif
     if (lane == 0) {
       const i32 token = kv % batch.page_size;
       const bool bad = page < 0 || page >= batch.pages;

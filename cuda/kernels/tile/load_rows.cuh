@@ -7,7 +7,7 @@
 #include "tile/ring.cuh"
 
 constexpr i32 ROW_PRODUCER_WARPS = 4;
-constexpr i32 PAGES_AHEAD = 3;
+constexpr i32 PAGES_AHEAD = 2;
 constexpr i32 ROWS_PER_COPY = 32 / VECTORS_PER_ROW;
 // Arrivals on a full barrier: every thread when its copies land, and a lane a warp for the flag.
 constexpr i32 ROW_PRODUCERS = ROW_PRODUCER_WARPS * 32 + ROW_PRODUCER_WARPS;
@@ -102,7 +102,9 @@ __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a
         }
         if constexpr (Stage::ROPE_BLOCKS > 0) {
           const i64 rope = __shfl_sync(~0u, row.rope, source);
-          if (part == 0) copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope(), rope_data + rope, to, valid);
+          if (part == 0) {
+            copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope(), rope_data + rope, to, valid);
+          }
         }
       }
       ptx::mbarrier_arrive_after_copies(&ring.full[slot]);

@@ -17,7 +17,9 @@ struct Visibility {
   }
 };
 
+// Of a query at or past q_len, which only padding rows have, what the last one sees.
 __device__ __forceinline__ Visibility visibility(const Batch& batch, const Piece& piece, i32 query) {
+  query = min(query, piece.q_len - 1);
   const i32 before = piece.kv_len - piece.q_len;
   switch (batch.mask) {
     case Mask::CAUSAL:
@@ -35,16 +37,33 @@ __device__ __forceinline__ i32 first_hidden(const Batch& batch, const Piece& pie
   return min(piece.kv_len, visibility(batch, piece, first_query).prefix);
 }
 
+// The poisoned positions of a stage, see `sanitise`.
+template <i32 TOKENS>
+struct Poison {
+  unsigned char token[TOKENS];
+  u32 any;
+
+  __device__ __forceinline__ void init() { any = 0; }
+};
+
 // Hidden scores become -inf; a visible position that is poisoned makes its row NaN. The thread's
 // rows see through `view[0]` and `view[1]`; `kv` is the tile's first position.
-//
-// Few tiles are masked, so what a position is gets decided in a rolled loop, into bit i of two words for
-// score i; only the choice itself is unrolled over the registers.
 template <i32 R>
 __device__ __forceinline__ void mask_scores(float (&s)[R], const Visibility (&view)[2], i32 kv,
-                                            i32 kv_len, const unsigned char* poison) {
-  static_assert(R <= 32);
+                                            i32 kv_len, const Poison<R * 2>& poison) {
   const i32 first_column = threadIdx.x % 4 * 2;
+  if (view[0].ancestors == nullptr && !poison.any) {
+#pragma unroll
+    for (i32 i = 0; i < R; ++i) {
+      const i32 column = i / 4 * 8 + first_column + i % 2;
+      if (kv + column >= view[i / 2 % 2].prefix) s[i] = -infinity();
+    }
+    return;
+  }
+
+  // Rarer: what a position is gets decided in a rolled loop, into bit i of two words for score i; only
+  // the choice itself is unrolled over the registers.
+  static_assert(R <= 32);
   u32 visible = 0, poisoned = 0;
 #pragma unroll 1
   for (i32 i = 0; i < R; ++i) {
@@ -52,7 +71,7 @@ __device__ __forceinline__ void mask_scores(float (&s)[R], const Visibility (&vi
     const i32 j = kv + column;
     const bool sees = i / 2 % 2 ? view[1].sees(j, kv_len) : view[0].sees(j, kv_len);
     visible |= u32(j < kv_len && sees) << i;
-    poisoned |= u32(poison[column] != 0) << i;
+    poisoned |= u32(poison.token[column] != 0) << i;
   }
 #pragma unroll
   for (i32 i = 0; i < R; ++i) {
@@ -64,11 +83,12 @@ __device__ __forceinline__ void mask_scores(float (&s)[R], const Visibility (&vi
 // which is NaN where V is not finite, so
 //   * rows past the length, which may hold anything, become zeros;
 //   * of the rows hidden from some queries (from position `hidden` on), those that hold an infinity
-//     or NaN become zeros and are marked, for `mask_scores` to give a NaN to whoever sees them.
+//     or NaN become zeros and are marked, for `mask_scores` to give a NaN to whoever sees them. `any`
+//     is set where one is and never cleared: from then on the kernel takes its slower path.
 // All who read these blocks call it before any of them reads one, as `warps` warps, and synchronise
 // after it.
 template <class T, i32 BLOCKS, i32 ROWS>
-__device__ __forceinline__ void sanitise(Block<ROWS>* state, unsigned char* poison, i32 kv,
+__device__ __forceinline__ void sanitise(Block<ROWS>* state, Poison<ROWS>& poison, i32 kv,
                                          i32 hidden, i32 kv_len, i32 warp, i32 warps) {
   constexpr i32 VECTORS = BLOCKS * VECTORS_PER_ROW;
   const i32 lane = threadIdx.x % 32;
@@ -92,6 +112,7 @@ __device__ __forceinline__ void sanitise(Block<ROWS>* state, unsigned char* pois
         *reinterpret_cast<uint4*>(block + offset) = make_uint4(0, 0, 0, 0);
       }
     }
-    if (lane == 0) poison[row] = poisoned;
+    if (lane == 0) poison.token[row] = poisoned;
+    if (lane == 0 && poisoned) poison.any = 1;
   }
 }

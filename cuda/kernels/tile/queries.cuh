@@ -36,3 +36,23 @@ __device__ __forceinline__ void load_queries(Block<ROWS>* blocks, const Attend& 
     }
   }
 }
+
+// Columns first_column .. first_column + 16 STEPS of packed rows `row` and `row` + 8 as the thread's share
+// of A fragments; padding rows become zeros.
+template <i32 STEPS>
+__device__ __forceinline__ void load_query_fragments(u32 (&q)[STEPS][4], const Attend& a,
+                                                     const Item& item, i32 row, i32 first_column) {
+  const u16* data = static_cast<const u16*>(a.q.data);
+#pragma unroll
+  for (i32 half = 0; half < 2; ++half) {
+    const bool valid = row + 8 * half < item.rows;
+    const QueryRow at = query_row(valid ? row + 8 * half : 0, item.head, a.group);
+    const u16* source = data + (item.piece.q_start + at.query) * a.q.row_stride +
+                        at.head * a.q.head_stride + first_column + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (i32 step = 0; step < STEPS; ++step) {
+      q[step][half] = valid ? *reinterpret_cast<const u32*>(source + 16 * step) : 0;
+      q[step][half + 2] = valid ? *reinterpret_cast<const u32*>(source + 16 * step + 8) : 0;
+    }
+  }
+}

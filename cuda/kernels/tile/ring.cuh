@@ -21,6 +21,31 @@ struct Ring {
   }
 };
 
+// Whether the stage's page was illegal. Read by the lane that will release the stage.
+template <i32 STAGES>
+__device__ __forceinline__ bool bad_page_in(const Ring<STAGES>& ring, i32 stage) {
+  u32 bad = 0;
+  if (threadIdx.x % 32 == 0) bad = ring.bad_page[stage];
+  return __shfl_sync(~0u, bad, 0) != 0;
+}
+
+// How a consumer warp says that it is done with a stage: its first lane speaks for it, after the warp has
+// met. Where ordinary instructions refill the stage every lane speaks for itself, which orders no more
+// but lets racecheck, which watches those copies, see that nothing is overwritten before it was read.
+template <bool BOXES>
+__device__ __forceinline__ void consumer_arrive(u64* empty) {
+  if constexpr (BOXES) {
+    ptx::mbarrier_arrive_warp(empty);
+  } else {
+    __syncwarp();
+    ptx::mbarrier_arrive(empty);
+  }
+}
+template <bool BOXES>
+__device__ __forceinline__ u32 consumer_arrivals(u32 warps) {
+  return BOXES ? warps : warps * 32;
+}
+
 // A position in the ring: which stage, and in which round of it.
 template <i32 STAGES>
 struct Cursor {

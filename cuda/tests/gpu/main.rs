@@ -32,7 +32,11 @@ const TRIALS: [(&str, Run); 8] = [
     ("status/bad-write-is-reported", status::bad_write),
 ];
 
-const ENGINES: [(&str, Kernels); 2] = [("cuda", Kernels::Portable), ("cuda-naive", Kernels::Naive)];
+const ENGINES: [(&str, Kernels); 3] = [
+    ("cuda", Kernels::Hopper),
+    ("cuda-portable", Kernels::Portable),
+    ("cuda-naive", Kernels::Naive),
+];
 
 fn trial(engine: &'static str, kernels: Kernels, name: &str, run: Run) -> Trial {
     Trial::ignorable_test(format!("{engine}/{name}"), move || {
