@@ -1,8 +1,9 @@
-// What host and device agree on: every struct that crosses a launch, with its size asserted here and
-// in the host's mirror. Self-contained (NVRTC has no <stdint.h>), no toolkit type, no default value.
+// What host and device agree on: every struct that crosses a launch, with its size asserted here
+// and in the host's mirror. Self-contained (NVRTC has no <stdint.h>), no toolkit type, no default
+// value.
 //
-// Strides count elements, never bytes, and are 64-bit: a cache may pass 2^31 elements. The innermost
-// dimension of every tensor is contiguous.
+// Strides count elements, never bytes, and are 64-bit: a cache may pass 2^31 elements. The
+// innermost dimension of every tensor is contiguous.
 #pragma once
 
 using i32 = int;
@@ -12,8 +13,8 @@ using i64 = long long;
 using u64 = unsigned long long;
 static_assert(sizeof(i32) == 4 && sizeof(i64) == 8 && sizeof(void*) == 8, "LP64 or LLP64");
 
-// Tokens a kernel consumes per step of its loop, and the unit in which the schedule cuts a sequence.
-// Every family uses it, so that one schedule serves all of them.
+// Tokens a kernel consumes per step of its loop, and the unit in which the schedule cuts a
+// sequence. Every family uses it, so that one schedule serves all of them.
 constexpr i32 TILE_TOKENS = 64;
 
 // Draft tokens described by one word of a tree mask.
@@ -22,7 +23,8 @@ constexpr i32 TREE_WORD_BITS = 32;
 enum class Mask : i32 {
   // query t sees j <= kv_len - q_len + t
   CAUSAL = 0,
-  // the committed prefix j < kv_len - q_len, and the draft tokens whose bit is set in the row's words
+  // the committed prefix j < kv_len - q_len, and the draft tokens whose bit is set in the row's
+  // words
   TREE = 1,
   // every cached position
   FULL = 2,
@@ -68,7 +70,7 @@ struct Batch {
   const i32* q_starts;    // [batch + 1], first row of each sequence in q and o; q_len by difference
   const i32* kv_lens;     // [batch]
   const i32* page_table;  // [batch, max_pages]
-  const u32* tree;        // [total_q, tree_stride] ancestors and self, draft-local; null unless TREE
+  const u32* tree;  // [total_q, tree_stride] ancestors and self, draft-local; null unless TREE
   i64 page_table_stride;
   i64 tree_stride;  // words a row, >= ceil(q_len / 32) for the longest draft
   i32 batch;
@@ -78,22 +80,22 @@ struct Batch {
 };
 static_assert(sizeof(Batch) == 64, "mirrored in abi.rs");
 
-// ---- Schedule ------------------------------------------------------------------------------------
+// ---- Schedule -----------------------------------------------------------------------------------
 //
 // One *item* is what a CTA does between loading queries and storing a result: `item_heads` cached
-// heads x `item_rows` packed rows a head x one KV range of one sequence. Packed row p of a cached head
-// is query t = p / group, query head = cached head * group + p % group: the heads that share a cached
-// head lie side by side, then the tokens.
+// heads x `item_rows` packed rows a head x one KV range of one sequence. Packed row p of a cached
+// head is query t = p / group, query head = cached head * group + p % group: the heads that share a
+// cached head lie side by side, then the tokens.
 //
 // Items that read the same KV range of a sequence are its *lanes*:
 //     lane = row_tile * head_blocks + head_block,   lanes = row_tiles * head_blocks
 //     row_tiles = ceil(q_len * group / item_rows),  head_blocks = ceil(cached heads / item_heads)
 // A *team* is `team` CTAs with consecutive indices; member m takes lanes m, m + team, .. of each of
-// the team's pieces, in order. So lanes that share cache rows run side by side and the second read of
-// a shared row hits the L2.
+// the team's pieces, in order. So lanes that share cache rows run side by side and the second read
+// of a shared row hits the L2.
 //
-// A *piece* is one KV range of one sequence, given to one team. It repeats what the batch says of the
-// sequence, so that a CTA's first load follows one lookup and not three.
+// A *piece* is one KV range of one sequence, given to one team. It repeats what the batch says of
+// the sequence, so that a CTA's first load follows one lookup and not three.
 struct Piece {
   i32 sequence;
   i32 kv_begin;  // tokens; a multiple of TILE_TOKENS
@@ -148,7 +150,7 @@ struct Partials {
 };
 static_assert(sizeof(Partials) == 16, "mirrored in abi.rs");
 
-// ---- Attention -----------------------------------------------------------------------------------
+// ---- Attention ----------------------------------------------------------------------------------
 
 // The argument of every tied attention kernel (separate ones: `state` holds K, `rope` holds V with
 // its own head stride). Hopper kernels that load through tensor maps take two maps after it.
@@ -187,7 +189,7 @@ struct alignas(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128 && alignof(TensorMap) == 64, "CUtensorMap");
 
-// ---- Scheduling ----------------------------------------------------------------------------------
+// ---- Scheduling ---------------------------------------------------------------------------------
 //
 // The algorithm, which the host's planner and schedule.cu both implement, in integers (64-bit where
 // a product is taken), so that they agree bit for bit.
@@ -197,29 +199,30 @@ static_assert(sizeof(TensorMap) == 128 && alignof(TensorMap) == 64, "CUtensorMap
 //   tiles(b)  = max(1, ceil(kv_len(b) / TILE_TOKENS))                  0 where q_len(b) = 0
 //
 // Sequences lie one after another on a line; b occupies [start(b), start(b + 1)) of it with
-// start(b + 1) = start(b) + passes(b) * (tiles(b) + item_tiles), and total = start(batch). `item_tiles`
-// is what an item costs besides its tiles (queries in, result out), in tiles; a sequence with
-// q_len 0 occupies nothing.
+// start(b + 1) = start(b) + passes(b) * (tiles(b) + item_tiles), and total = start(batch).
+// `item_tiles` is what an item costs besides its tiles (queries in, result out), in tiles; a
+// sequence with q_len 0 occupies nothing.
 //
 // BALANCED. Boundary t of T teams lies at x = floor(t * total / T), 0 <= t <= T. It cuts the
 // sequence b with start(b) <= x < start(b + 1) before its tile
 //     c = min(tiles(b), floor((x - start(b)) / passes(b))),
-// snapped to a sequence boundary where that leaves a sliver: c = 0 if c < min_tiles (the boundary is
-// the sequence's start), else c = tiles(b) if tiles(b) - c < min_tiles (its end). Boundaries 0 and T are
-// the line's ends. Team t takes what lies between boundaries t and t + 1, pieces in line order.
-// T is chosen: of the candidates max(1, teams - candidates + 1) ..= teams, the one with the least
+// snapped to a sequence boundary where that leaves a sliver: c = 0 if c < min_tiles (the boundary
+// is the sequence's start), else c = tiles(b) if tiles(b) - c < min_tiles (its end). Boundaries 0
+// and T are the line's ends. Team t takes what lies between boundaries t and t + 1, pieces in line
+// order. T is chosen: of the candidates max(1, teams - candidates + 1) ..= teams, the one with the
+// least
 //     cost(T) = ceil(total / min(T, saturation)) * 64 + cut_cost * cuts(T)
 // and of equals the largest; cuts(T) is the number of boundaries inside a sequence. Teams at and
-// past T get nothing. `saturation` is the number of teams beyond which memory, not the SMs, sets the
-// pace (teams for a shape bound by arithmetic). The result depends on all lengths in the batch.
+// past T get nothing. `saturation` is the number of teams beyond which memory, not the SMs, sets
+// the pace (teams for a shape bound by arithmetic). The result depends on all lengths in the batch.
 //
 // INVARIANT. Every sequence is cut at the multiples of `unit_tiles`, whatever surrounds it; the
-// pieces lie on the same line, and team t takes the pieces whose start lies in [x(t), x(t + 1)) with
-// T = teams. So a sequence's bits depend on its own length alone.
+// pieces lie on the same line, and team t takes the pieces whose start lies in [x(t), x(t + 1))
+// with T = teams. So a sequence's bits depend on its own length alone.
 //
-// Parts of a cut sequence are numbered in token order; slots are given out to cut sequences in batch
-// order, lanes(b) * parts(b) to each; merges are listed in (sequence, lane) order, those of more than
-// FEW_PARTS parts from the end of the list backwards.
+// Parts of a cut sequence are numbered in token order; slots are given out to cut sequences in
+// batch order, lanes(b) * parts(b) to each; merges are listed in (sequence, lane) order, those of
+// more than FEW_PARTS parts from the end of the list backwards.
 enum class Split : i32 { BALANCED = 0, INVARIANT = 1 };
 
 struct Scheduling {

@@ -3,8 +3,8 @@
 //     a' = a cos - b sin,   b' = b cos + a sin      for every pair (a, b) of the turned part
 //
 // grid     any; a thread takes one element of one row at a time
-// host     no two writes name one cell. Pages are checked here, since a graph may have replaced them:
-//          a row whose page the cache does not have is not written, and the status says so.
+// host     no two writes name one cell. Pages are checked here, since a graph may have replaced
+//          them: a row whose page the cache does not have is not written, and the status says so.
 //
 // What is not turned is copied bit for bit. Compiled with -D: GA_DTYPE.
 #include "abi_portable.cuh"
@@ -37,9 +37,12 @@ __device__ void append_element(const Append& a, i32 which, i64 index, i32 elemen
                     head * part.head_stride;
   Stored* cell = static_cast<Stored*>(part.cells) + write.page * part.page_stride +
                  write.row * part.token_stride + head * part.cell_head_stride;
-  cell[column] = which == a.rotated
-                     ? turned(x, column, part.width, a.interleaved, a.turns + index * (part.width / 2))
-                     : x[column];
+  if (which == a.rotated) {
+    const Turn* turns = a.turns + index * (part.width / 2);
+    cell[column] = turned(x, column, part.width, a.interleaved, turns);
+  } else {
+    cell[column] = x[column];
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(256) append(const __grid_constant__ Append a) {

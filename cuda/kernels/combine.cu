@@ -7,8 +7,9 @@
 // host     launched behind the attention kernel on its stream, if possible as a programmatic
 //          dependent, which hides the launch
 //
-// The order of every sum is fixed by the number of parts, so the result is the same in every run. An
-// empty part has lse -inf and weight 0. Compiled with -D: GA_DV (width of a row of o), GA_BF16 (0 or 1).
+// The order of every sum is fixed by the number of parts, so the result is the same in every run.
+// An empty part has lse -inf and weight 0. Compiled with -D: GA_DV (width of a row of o), GA_BF16
+// (0 or 1).
 #include "abi.cuh"
 #include "ptx/control.cuh"
 #include "tile/number.cuh"
@@ -39,7 +40,8 @@ struct alignas(4 * Traits::VECTOR) Vector {
   float x[Traits::VECTOR];
 };
 
-// The parts of one row that were merged so far: this lane's columns of chunk after chunk. Times 2^max.
+// The parts of one row that were merged so far: this lane's columns of chunk after chunk. Times
+// 2^max.
 struct Merged {
   Vector o[Traits::CHUNKS];
   float weight;
@@ -178,8 +180,8 @@ __device__ __forceinline__ void store(const Combine& c, const Place& place, cons
   }
 }
 
-// Walks rows i, i + step, .. of a list of lanes. The entry of the list is fetched a row ahead, the first
-// one before there is anything to merge.
+// Walks rows i, i + step, .. of a list of lanes. The entry of the list is fetched a row ahead, the
+// first one before there is anything to merge.
 struct Walk {
   const Combine& c;
   const Merge* first;

@@ -6,7 +6,8 @@
 //
 // grid     any; a warp takes a row of one head at a time
 //
-// A part with lse = -inf is empty and leaves the other's bits as they are. Compiled with -D: GA_DTYPE.
+// A part with lse = -inf is empty and leaves the other's bits as they are. Compiled with -D:
+// GA_DTYPE.
 #include "abi_portable.cuh"
 #include "tile/element.cuh"
 #include "tile/number.cuh"

@@ -1,4 +1,5 @@
-// naive.cu: attention over a paged cache as it is defined, one query row at a time. Read this first.
+// naive.cu: attention over a paged cache as it is defined, one query row at a time. Read this
+// first.
 //
 //     score[j] = scale * <q[t, i], K_g[j]>        for every visible position j
 //     o[t, i]  = sum_j softmax(score)[j] V_g[j]
@@ -35,7 +36,8 @@ struct Shared {
   i32 bad_page;
 };
 
-// Sequence of a query row: the last that starts at or before it, so that empty ones are passed over.
+// Sequence of a query row: the last that starts at or before it, so that empty ones are passed
+// over.
 __device__ i32 sequence_of(const Batch& batch, i32 row) {
   i32 low = 0, high = batch.batch;
   while (high - low > 1) {

@@ -1,13 +1,13 @@
-// schedule.cu: cuts a batch into pieces for teams of CTAs, on the device, so that a captured graph can
-// replay with other lengths. The algorithm is stated in abi.cuh; the host's planner gives the same
-// answer bit for bit.
+// schedule.cu: cuts a batch into pieces for teams of CTAs, on the device, so that a captured graph
+// can replay with other lengths. The algorithm is stated in abi.cuh; the host's planner gives the
+// same answer bit for bit.
 //
 // grid     one CTA; a thread for each of several sequences, teams or candidates in turn
 // smem     dynamic: Line's arrays, 20 (batch + 1) + 16 (teams + 1) bytes
 // host     team, teams >= 1; the capacities are what was planned for
 //
-// Everything on the line (abi.cuh) is found by prefix sums and binary search, nothing by walking it, so
-// the latency grows with log(batch) and not with batch while there is a thread a sequence.
+// Everything on the line (abi.cuh) is found by prefix sums and binary search, nothing by walking
+// it, so the latency grows with log(batch) and not with batch while there is a thread a sequence.
 #include "abi.cuh"
 #include "ptx/control.cuh"
 #include "tile/number.cuh"
@@ -112,8 +112,8 @@ __device__ __forceinline__ Totals sum_before(const Totals& own, Totals& total) {
   return lane == 0 ? before : before + below;
 }
 
-// Runs `term(b)` over all sequences and hands `use(b, sum of the terms before b)` to each; a thread has
-// a run of neighbours. Returns the sum of all.
+// Runs `term(b)` over all sequences and hands `use(b, sum of the terms before b)` to each; a thread
+// has a run of neighbours. Returns the sum of all.
 template <class Term, class Use>
 __device__ __forceinline__ Totals scan(i32 batch, Term term, Use use) {
   const i32 run = ceil_div(batch, THREADS);
@@ -267,8 +267,8 @@ __device__ __forceinline__ void write_merges(const Scheduling& s, const Line& li
   const i32 parts = line.cuts[b] + 1;
   if (q.tiles == 0 || parts == 1) return;
   for (i32 lane = 0; lane < q.lanes; ++lane) {
-    const i32 at = parts <= FEW_PARTS ? before.few + lane
-                                      : s.merge_capacity - 1 - before.many - lane;
+    const i32 at =
+        parts <= FEW_PARTS ? before.few + lane : s.merge_capacity - 1 - before.many - lane;
     s.merges[at] = {q.q_start, q.q_len, lane, before.slots + lane * parts, parts, {}};
   }
 }
@@ -278,7 +278,8 @@ __device__ __forceinline__ bool fits(const Scheduling& s, const Totals& total) {
          total.few + total.many <= s.merge_capacity;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) schedule(const __grid_constant__ Scheduling s) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    schedule(const __grid_constant__ Scheduling s) {
   extern __shared__ __align__(16) unsigned char bytes[];
   ptx::wait_for_dependencies();
   const Line line = line_arrays(s, bytes);

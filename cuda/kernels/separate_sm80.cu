@@ -1,4 +1,5 @@
-// separate_sm80.cu: attention over separate keys and values (MHA, GQA, MQA) with mma.sync and cp.async.
+// separate_sm80.cu: attention over separate keys and values (MHA, GQA, MQA) with mma.sync and
+// cp.async.
 //
 // The schedule is in tile/attend_sm80.cuh.
 //

@@ -1,20 +1,21 @@
-// tied_heads_sm90.cu: decode attention over a tied cache with many narrow heads (GTA), several cached
-// heads an item. Spec: reference/, "tied"; deep-dive: docs/kernels/tied_sm90.md.
+// tied_heads_sm90.cu: decode attention over a tied cache with many narrow heads (GTA), several
+// cached heads an item. Spec: reference/, "tied"; deep-dive: docs/kernels/tied_sm90.md.
 //
 //     K_g = [state_g[..n] | rope],  V_g = state_g
 //     o[t, i] = sum_j softmax_j(scale <q[t, i], K_g[j]>) V_g[j]            j visible to t
 //
-// A whole cached row goes through one CTA, so its rope key is read once for all heads. Each consumer
-// warp owns one cached head from queries to result and multiplies with mma.sync, whose 16-row tiles fit
-// the 16 query heads of a GTA head; the 64 rows of wgmma would be three quarters padding. Warps share
-// nothing but the ring, so nothing but its barriers synchronises them.
+// A whole cached row goes through one CTA, so its rope key is read once for all heads. Each
+// consumer warp owns one cached head from queries to result and multiplies with mma.sync, whose
+// 16-row tiles fit the 16 query heads of a GTA head; the 64 rows of wgmma would be three quarters
+// padding. Warps share nothing but the ring, so nothing but its barriers synchronises them.
 //
 // grid     persistent, one CTA an SM; teams of CTAs walk the schedule (abi.cuh)
 // CTA      HEADS consumer warps, then one producer warpgroup
 // item     HEADS cached heads x ROWS packed rows of each x one KV range
 // smem     queries [HEADS][ROWS][n + r], a ring of stages [TOKENS][HEADS s + r]
-// host     n, r, s multiples of 64, n <= s <= 128; ROWS is 16 or 32; bases and strides of q and cache
-//          are multiples of 16 bytes; with BOXES also page_size % TOKENS == 0
+// host     n, r, s multiples of 64, n <= s <= 128; ROWS is 16 or 32; bases and strides of q and
+//          cache are multiples of 16 bytes, those of o of 4 (8 where it is f32); with BOXES also
+//          page_size % TOKENS == 0
 //
 // Compiled with -D: GA_N, GA_R, GA_S (widths), GA_HEADS (4 or 8), GA_ROWS (16 or 32), GA_TOKENS,
 // GA_BF16 (0 or 1), GA_BOXES (1: tensor maps, 0: 16-byte copies).
@@ -78,9 +79,7 @@ struct Stage {
   Block<TOKENS> blocks[HEADS * STATE_BLOCKS + ROPE_BLOCKS];
 
   static __device__ __forceinline__ u32 part_bytes(i32) { return sizeof(Stage); }
-  __device__ __forceinline__ Block<TOKENS>* state(i32 head) {
-    return blocks + head * STATE_BLOCKS;
-  }
+  __device__ __forceinline__ Block<TOKENS>* state(i32 head) { return blocks + head * STATE_BLOCKS; }
   __device__ __forceinline__ Block<TOKENS>* rope() { return blocks + HEADS * STATE_BLOCKS; }
 };
 
@@ -99,9 +98,9 @@ using Scores = float[Traits::ROW_TILES][Traits::TOKENS / 2];  // 16 x TOKENS eac
 using Probabilities = u32[Traits::ROW_TILES][Traits::TOKEN_STEPS][4];
 using Accumulator = float[Traits::ROW_TILES][Traits::S / 2];  // 16 x s each
 
-// Address of the row that this lane gives to ldmatrix for a 16 x 16 piece of a block. Matrices 0..4 are
-// the piece's quarters; ROWS_FIRST: 0 and 1 are the upper and lower left ones (an A operand, or a
-// transposed B operand), otherwise the left and right upper ones (a B operand).
+// Address of the row that this lane gives to ldmatrix for a 16 x 16 piece of a block. Matrices 0..4
+// are the piece's quarters; ROWS_FIRST: 0 and 1 are the upper and lower left ones (an A operand, or
+// a transposed B operand), otherwise the left and right upper ones (a B operand).
 template <bool ROWS_FIRST, i32 ROWS>
 __device__ __forceinline__ u32 piece_address(const Block<ROWS>* block, i32 row, i32 vector) {
   const i32 lane = threadIdx.x % 32;
@@ -254,8 +253,8 @@ struct Consumer {
   }
 };
 
-__device__ __forceinline__ void consume_item(const Attend& a, const Item& item, SharedMemory& shared,
-                                             Cursor<Traits::STAGES>& cursor) {
+__device__ __forceinline__ void consume_item(const Attend& a, const Item& item,
+                                             SharedMemory& shared, Cursor<Traits::STAGES>& cursor) {
   Consumer consumer(a, item, shared, cursor);
   Scores s;
   Probabilities p;

@@ -2,7 +2,8 @@
 //
 //     K_g = [state_g[..n] | rope],   V_g = state_g
 //
-// A cached row is loaded once and read as key and as value. The schedule is in tile/attend_sm80.cuh.
+// A cached row is loaded once and read as key and as value. The schedule is in
+// tile/attend_sm80.cuh.
 //
 // Compiled with -D: GA_BF16, GA_N, GA_R, GA_S, GA_ROWS, GA_TOKENS, GA_STAGES, GA_SHARED.
 #include "abi.cuh"

@@ -1,5 +1,6 @@
-// tied_wide_sm90.cu: decode attention over a tied cache whose states are too wide for one warpgroup's
-// accumulator (MLA, s = 512). Spec: reference/, "tied"; deep-dive: docs/kernels/tied_sm90.md.
+// tied_wide_sm90.cu: decode attention over a tied cache whose states are too wide for one
+// warpgroup's accumulator (MLA, s = 512). Spec: reference/, "tied"; deep-dive:
+// docs/kernels/tied_sm90.md.
 //
 //     K_g = [state_g[..n] | rope],  V_g = state_g
 //     o[t, i] = sum_j softmax_j(scale <q[t, i], K_g[j]>) V_g[j]            j visible to t
@@ -19,11 +20,11 @@
 //     left          | L(j) out            | P(j+1)     |          | L(j+1) out         | P(j+2)
 //     producer        left half of j+2 in   right half of j+2 in
 //
-// Two tiles are all that fit, so a tile is refilled by halves: its left half and rope key when L(j) is
-// done, its right half when R(j) is.
+// Two tiles are all that fit, so a tile is refilled by halves: its left half and rope key when L(j)
+// is done, its right half when R(j) is.
 //
-// Compiled with -D: GA_N, GA_R, GA_S (widths), GA_BF16 (0 or 1), GA_BOXES (1: tensor maps, 0: 16-byte
-// copies).
+// Compiled with -D: GA_N, GA_R, GA_S (widths), GA_BF16 (0 or 1), GA_BOXES (1: tensor maps, 0:
+// 16-byte copies).
 #include "abi.cuh"
 #include "ptx/control.cuh"
 #include "ptx/wgmma.cuh"
@@ -91,15 +92,16 @@ struct Stage {
 struct SharedMemory {
   Block<64> queries[Traits::QUERY_BLOCKS];  // and at an item's end its result
   Stage stages[Traits::STAGES];
-  Block<64> probabilities;                 // [64 rows][64 tokens]
+  Block<64> probabilities;                   // [64 rows][64 tokens]
   Ring<Traits::STAGES * Stage::PARTS> ring;  // index: stage * 2 + half
-  u32 factor[4][16][4];  // a warp's 16 x 4 copies of what the right half's rows are multiplied by
-  u64 queries_in;        // an item's queries are in shared memory
-  u64 queries_out;       // .. and neither they nor the result in their place is needed any more
-  u64 written;           // P(j) and its factors are in shared memory
-  u64 read;              // .. and in the right group's registers
-  // S(j + 1) is under way: R(j) may queue up behind it. One for each stage of j, since the left group can
-  // be a tile ahead here, and a barrier cannot tell two phases back from none.
+  // What the right half's rows are to be multiplied by: 16 rows x 4 copies a warp.
+  alignas(16) u32 factor[4][16][4];
+  u64 queries_in;   // an item's queries are in shared memory
+  u64 queries_out;  // .. and neither they nor the result in their place is needed any more
+  u64 written;      // P(j) and its factors are in shared memory
+  u64 read;         // .. and in the right group's registers
+  // S(j + 1) is under way: R(j) may queue up behind it. One for each stage of j, since the left
+  // group can be a tile ahead here, and a barrier cannot tell two phases back from none.
   u64 scores_started[Traits::STAGES];
   Poison<TILE_TOKENS> poison;
 };
@@ -108,8 +110,11 @@ static_assert(sizeof(SharedMemory) <= Traits::SHARED_LIMIT);
 // How to launch: threads a CTA, bytes of dynamic shared memory. Read by the host from the module.
 extern "C" __device__ i32 tied_wide_sm90_launch[2] = {Traits::THREADS, sizeof(SharedMemory)};
 
-// Named barrier of the left group alone; 0 is __syncthreads. What the groups have to say to each other
-// goes through mbarriers, four arrivals (one a warp) where it happens every tile.
+// Named barrier of the left group alone; 0 is __syncthreads. What the groups have to say to each
+// other goes through mbarriers, four arrivals (one a warp) where it happens every tile.
+// PERF: 128 heads, 128 sequences of 8192, q_len 1 / 2: 509 / 951 us; with one arrival a thread 517 /
+// 926; with named barriers (one group arrives, the other waits) 505 / 900, but synccheck rejects one
+// barrier at two places of the code, and racecheck sees no order in an arrival.
 constexpr u32 BARRIER_LEFT = 1;
 
 using Scores = float[TILE_TOKENS / 2];           // 64 x 64
@@ -181,8 +186,8 @@ __device__ __forceinline__ void load_item_queries(const Attend& a, const Item& i
   ptx::mbarrier_arrive(&shared.queries_in);
 }
 
-// Where this lane's ldmatrix / stmatrix row of the factors lies. Each lane stores the factors of its two
-// rows and the lane in its place in the right group loads them, as with the fragments of P.
+// Where this lane's ldmatrix / stmatrix row of the factors lies. Each lane stores the factors of
+// its two rows and the lane in its place in the right group loads them, as with the fragments of P.
 __device__ __forceinline__ u32 factor_address(const SharedMemory& shared) {
   return ptx::shared_address(&shared.factor[threadIdx.x % 128 / 32][threadIdx.x % 16]);
 }
@@ -209,7 +214,7 @@ struct LeftGroup {
   const Item& item;
   SharedMemory& shared;
   Cursor<Traits::STAGES>& cursor;
-  i32 hidden;  // first position that some row of the item does not see
+  i32 hidden;     // first position that some row of the item does not see
   u32& handover;  // number of the next, modulo 2
   OnlineSoftmax softmax;
   bool bad_page;
@@ -255,7 +260,8 @@ struct LeftGroup {
   }
 
   // P from S, handed to the right group, and O brought to the new maximum.
-  __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p, Accumulator& o, i32 kv) {
+  __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p, Accumulator& o,
+                                                i32 kv) {
     if (masked(kv)) {
       const i32 row = item.first_row + thread_row();
       const Visibility view[2] = {visibility(a.batch, item.piece, row / a.group),

@@ -9,6 +9,8 @@ pub(crate) const TILE_TOKENS: usize = 64;
 pub(crate) const TREE_WORD_BITS: usize = 32;
 /// Bit of the status word: a page id was not a page of the cache.
 pub(crate) const STATUS_BAD_PAGE: u32 = 1;
+/// Bit of the status word: a schedule made on the device did not fit the plan.
+pub(crate) const STATUS_OVER_CAPACITY: u32 = 2;
 
 /// Can be an argument of a kernel.
 ///
@@ -257,6 +259,36 @@ mirror! {
 // SAFETY: as `Argument` asks: mirrored above.
 unsafe impl Argument for MergeParts {}
 
+mirror! {
+    Scheduling = "Scheduling", 120 {
+        q_starts: Address,
+        kv_lens: Address,
+        team_pieces: Address,
+        pieces: Address,
+        merge_counts: Address,
+        merges: Address,
+        status: Address,
+        batch: i32,
+        group: i32,
+        head_blocks: i32,
+        item_rows: i32,
+        teams: i32,
+        team: i32,
+        split: i32,
+        item_tiles: i32,
+        unit_tiles: i32,
+        min_tiles: i32,
+        candidates: i32,
+        saturation: i32,
+        cut_cost: i32,
+        piece_capacity: i32,
+        merge_capacity: i32,
+        slot_capacity: i32,
+    }
+}
+// SAFETY: as `Argument` asks: mirrored above.
+unsafe impl Argument for Scheduling {}
+
 /// A `CUtensorMap`, which the driver fills in.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -312,6 +344,7 @@ mod tests {
             Schedule::MIRRORED,
             Partials::MIRRORED,
             Attend::MIRRORED,
+            Scheduling::MIRRORED,
             Combine::MIRRORED,
             Write::MIRRORED,
             Turn::MIRRORED,

@@ -2,26 +2,25 @@
 
 use crate::abi;
 use crate::abi::TILE_TOKENS;
+use crate::arguments;
 use crate::cache::{CachePart, CudaCache};
 use crate::device::Device;
 use crate::disk::DiskCache;
-use crate::driver::{Copy2d, MEMORY_DEVICE};
 use crate::error::{ENGINE, failed, unavailable};
-use crate::family::{Choice, Items, Kernels, combine, naive, plain, portable};
-use crate::hopper::{self, Loads, MapShape, NO_MAP};
+use crate::family::{self, Choice, Kernels, plain};
 use crate::jit::{Instance, architecture, build};
 use crate::launch::{Kernel, Order, pointer};
 use crate::memory::DeviceBuffer;
 use crate::nvrtc::Compiler;
-use crate::plan::{Attention, CudaPlan, Tiled, mask_code};
+use crate::plan::{Attention, CudaPlan, mask_code};
 use crate::resident::{Layout, Resident, Sizes};
-use crate::schedule::{Bounds, Schedule, Scheduler, Split};
+use crate::schedule::{Bounds, Schedule};
 use crate::stream::Stream;
 use crate::tensor::CudaTensor;
 use grouped_attention::{
-    Append, Arithmetic, Attend, Backend, CacheInfo, CacheLayout, CopyRows, Dtype, EngineError,
-    Extent, HostTensor, Identity, Merge, Planned, Planning, Problem, ReadRows, RopeStyle, Row,
-    RowCopy, Slot, Status, Step, TensorInfo, Unsupported, Update, Upload, Values, ValuesMut,
+    Append, Arithmetic, Attend, Backend, CacheLayout, CopyRows, Dtype, EngineError, Extent,
+    HostTensor, Identity, Merge, Planning, Problem, ReadRows, Row, Status, Step, TensorInfo,
+    Unsupported, Update, Upload,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,28 +33,21 @@ const NAIVE_CHUNK: usize = 128;
 const MATRIX_STEP: usize = 8;
 /// Fewest tokens that a kernel of any family takes per update of its maximum.
 const SMALLEST_TILE: usize = 16;
-/// Tiles of a piece in batch-invariant mode: 2048 tokens.
-const INVARIANT_TILES: usize = 32;
-/// Tiles below which a piece is not worth its partial result.
-const MIN_TILES: usize = 4;
-/// Device memory for partial results above which sequences are cut into fewer parts.
-const PARTIALS_BYTES: usize = 256 << 20;
-
 /// An attention engine on one CUDA device and one stream.
 ///
 /// Work is asynchronous on the stream. Engines are cheap to [`clone`](Clone::clone) and to put
 /// [on another stream](Self::on_stream); all that come from one share its compiled kernels.
 #[derive(Clone, Debug)]
 pub struct CudaBackend {
-    shared: Arc<Shared>,
-    stream: Arc<Stream>,
-    kernels: Kernels,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) kernels: Kernels,
 }
 
 /// What the engines of one device share.
 #[derive(Debug)]
-struct Shared {
-    device: Arc<Device>,
+pub(crate) struct Shared {
+    pub(crate) device: Arc<Device>,
     compiler: &'static Compiler,
     disk: DiskCache,
     loaded: Mutex<HashMap<Instance, Arc<Kernel>>>,
@@ -63,7 +55,7 @@ struct Shared {
 
 impl Shared {
     /// A kernel, compiled and loaded if this is its first use.
-    fn kernel(&self, choice: &Choice) -> Result<Arc<Kernel>, EngineError> {
+    pub(crate) fn kernel(&self, choice: &Choice) -> Result<Arc<Kernel>, EngineError> {
         // A panic elsewhere leaves the table as it was.
         let loaded = || self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = loaded().get(&choice.instance) {
@@ -170,7 +162,11 @@ impl CudaBackend {
         Ok(CudaCache::new(&self.shared.device, layout, parts, None))
     }
 
-    fn check_device(&self, device: &Arc<Device>, what: &'static str) -> Result<(), EngineError> {
+    pub(crate) fn check_device(
+        &self,
+        device: &Arc<Device>,
+        what: &'static str,
+    ) -> Result<(), EngineError> {
         if device.ordinal() == self.ordinal() { Ok(()) } else { Err(EngineError::Foreign { what }) }
     }
 
@@ -182,60 +178,6 @@ impl CudaBackend {
         Err(other(format!("a gap between the elements of a row of {what}")))
     }
 
-    /// The kernel for a problem, with what it needs: the highest rung that has one.
-    fn found(&self, problem: &Problem, capacity: &Extent, page_size: usize) -> Option<Found> {
-        let device = &self.shared.device;
-        if self.kernels == Kernels::Hopper
-            && device.capability() == (9, 0)
-            && let Some((choice, items, loads)) = hopper::choose(problem, capacity, page_size)
-        {
-            return Some(Found { choice, items, loads: Some(loads) });
-        }
-        if self.kernels == Kernels::Naive {
-            return None;
-        }
-        let (choice, tile) = portable(problem, capacity, device.shared_bytes())?;
-        Some(Found { choice, items: Items { rows: tile.rows, heads: 1 }, loads: None })
-    }
-
-    fn attention(
-        &self,
-        problem: &Problem,
-        capacity: &Extent,
-        page_size: usize,
-    ) -> Result<Attention, EngineError> {
-        let device = &self.shared.device;
-        let Some(Found { choice, items, loads }) = self.found(problem, capacity, page_size) else {
-            let kernel = self.shared.kernel(&naive(problem))?;
-            let blocks = kernel.blocks_per_multiprocessor()?.max(1) * device.multiprocessors();
-            return Ok(Attention::Naive { kernel, blocks });
-        };
-        let kernel = self.shared.kernel(&choice)?;
-        let resident = kernel.blocks_per_multiprocessor()?;
-        if resident == 0 {
-            return Err(failed(format!("{} does not fit the device", choice.instance)));
-        }
-        let blocks = resident * device.multiprocessors();
-        let slot_rows = items.rows * items.heads;
-        let width_v = problem.geometry().width_v();
-        let slot_bytes = slot_rows * 4 * (width_v + 1);
-        let mut scheduler = scheduler(problem, capacity, items, blocks, slot_bytes);
-        if loads.is_some() {
-            tune_for_hopper(&mut scheduler);
-        }
-        let slots = scheduler.bounds(capacity).slots;
-        let partials = if slots == 0 {
-            None
-        } else {
-            let rows = slots * slot_rows;
-            let o = DeviceBuffer::new(device, rows * 4 * width_v)?;
-            Some((o, DeviceBuffer::new(device, rows * 4)?))
-        };
-        let combine = self.shared.kernel(&combine(problem))?;
-        let item_heads = items.heads;
-        Ok(Attention::Tiled(Tiled { kernel, combine, scheduler, item_heads, loads, partials }))
-    }
-
     fn write(&self, plan: &mut CudaPlan, step: &Step) -> Result<(), EngineError> {
         if let Some(scheduler) = plan.attention.scheduler() {
             scheduler.schedule(step.spans(), &mut plan.schedule);
@@ -244,70 +186,6 @@ impl CudaBackend {
         plan.mask = mask_code(&plan.planned, step.mask());
         plan.resident.write(&self.stream, step, &plan.schedule, rope, plan.mask)?;
         Ok(())
-    }
-}
-
-/// A kernel that works through a schedule.
-struct Found {
-    choice: Choice,
-    items: Items,
-    loads: Option<Loads>,
-}
-
-/// Costs as the Hopper kernels have them, and how many numbers of teams are tried.
-fn tune_for_hopper(scheduler: &mut Scheduler) {
-    scheduler.item_tiles = 4;
-    scheduler.split = match scheduler.split {
-        Split::Invariant { .. } => Split::Invariant { unit_tiles: 128 },
-        Split::Balanced { min_tiles, .. } => Split::Balanced {
-            min_tiles,
-            candidates: (scheduler.teams / 8).max(1),
-            saturation: scheduler.teams,
-            cut_cost: 16,
-        },
-    };
-}
-
-/// How portable kernels share a step: as many teams as blocks fit the device at a time, a team as
-/// large as a usual sequence has lanes, so that lanes of one range run side by side.
-fn scheduler(
-    problem: &Problem,
-    capacity: &Extent,
-    items: Items,
-    blocks: usize,
-    slot_bytes: usize,
-) -> Scheduler {
-    let geometry = problem.geometry();
-    let usual_q_len = capacity.total_q.div_ceil(capacity.sequences.max(1));
-    let row_tiles = (usual_q_len * geometry.group()).div_ceil(items.rows).max(1);
-    let head_blocks = geometry.heads().div_ceil(items.heads);
-    let mut scheduler = Scheduler {
-        group: geometry.group(),
-        head_blocks,
-        item_rows: items.rows,
-        teams: 1,
-        team: (head_blocks * row_tiles).min(blocks),
-        item_tiles: 2,
-        split: Split::Balanced {
-            min_tiles: MIN_TILES,
-            candidates: 1,
-            saturation: usize::MAX,
-            cut_cost: 0,
-        },
-    };
-    if problem.is_batch_invariant() {
-        scheduler.split = Split::Invariant { unit_tiles: INVARIANT_TILES };
-        scheduler.teams = (blocks / scheduler.team).max(1);
-        return scheduler;
-    }
-    loop {
-        scheduler.teams = (blocks / scheduler.team).max(1);
-        let bytes = scheduler.bounds(capacity).slots.saturating_mul(slot_bytes);
-        if bytes <= PARTIALS_BYTES || scheduler.team >= blocks {
-            return scheduler;
-        }
-        // Larger teams are fewer, and fewer teams cut less.
-        scheduler.team = (scheduler.team * 2).min(blocks);
     }
 }
 
@@ -398,10 +276,9 @@ impl Backend for CudaBackend {
 
     fn allocate(&self, dtype: Dtype, shape: &[usize]) -> Result<CudaTensor, EngineError> {
         let too_large = EngineError::OutOfMemory { bytes: usize::MAX };
-        let host_bytes = HostTensor::zeros(dtype, &[0]).map(|_| dtype.bytes());
         let bytes = shape
             .iter()
-            .try_fold(host_bytes.unwrap_or(4), |bytes, &extent| bytes.checked_mul(extent))
+            .try_fold(dtype.bytes(), |bytes, &extent| bytes.checked_mul(extent))
             .filter(|&bytes| bytes <= isize::MAX as usize)
             .ok_or(too_large)?;
         let storage = DeviceBuffer::new(&self.shared.device, bytes)?;
@@ -412,35 +289,12 @@ impl Backend for CudaBackend {
 
     fn upload(&self, call: Upload<'_, Self>) -> Result<(), EngineError> {
         self.check_device(&call.tensor.device, "tensor")?;
-        let bytes = first_byte(call.host.values());
-        let (starts, run) = call.tensor.runs();
-        let size = call.tensor.dtype().bytes();
-        for (index, start) in starts.iter().enumerate() {
-            let to = call.tensor.address() + (start * size) as u64;
-            let from = bytes.wrapping_add(index * run * size).cast();
-            // SAFETY: runs cover the tensor, whose shape is the host's, and are waited for below.
-            unsafe { self.stream.copy_to_device(to, from, run * size) }?;
-        }
-        // The values are read before this returns, which copies from pageable memory do not promise.
-        self.stream.synchronize()?;
-        Ok(())
+        self.copy_in(call.tensor, call.host)
     }
 
     fn download(&self, tensor: &CudaTensor) -> Result<HostTensor, EngineError> {
         self.check_device(&tensor.device, "tensor")?;
-        let mut host = HostTensor::zeros(tensor.dtype(), tensor.shape())
-            .map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
-        let bytes = first_byte_mut(host.values_mut());
-        let (starts, run) = tensor.runs();
-        let size = tensor.dtype().bytes();
-        for (index, start) in starts.iter().enumerate() {
-            let from = tensor.address() + (start * size) as u64;
-            let to = bytes.wrapping_add(index * run * size).cast();
-            // SAFETY: runs cover the tensor, whose shape is the host's, and are waited for below.
-            unsafe { self.stream.copy_to_host(to, from, run * size) }?;
-        }
-        self.stream.synchronize()?;
-        Ok(host)
+        self.copy_out(tensor)
     }
 
     fn create_cache(&self, layout: CacheLayout) -> Result<CudaCache, EngineError> {
@@ -485,7 +339,10 @@ impl Backend for CudaBackend {
         let append = self.shared.kernel(&plain("append", problem.dtype()))?;
         let device = self.shared.device.clone();
         let schedule = Schedule::default();
-        let mut plan = CudaPlan { device, planned, resident, attention, append, mask, schedule };
+        let replayed = planned.is_replayed() && attention.scheduler().is_some();
+        let scheduling = replayed.then(|| self.shared.kernel(&family::schedule())).transpose()?;
+        let mut plan =
+            CudaPlan { device, planned, resident, attention, append, scheduling, mask, schedule };
         self.write(&mut plan, call.step)?;
         Ok(plan)
     }
@@ -503,7 +360,7 @@ impl Backend for CudaBackend {
         if let Some(second) = call.second {
             self.check_tensor(second, "second")?;
         }
-        let argument = append_argument(&call);
+        let argument = arguments::append(&call);
         let elements: usize = argument
             .part
             .iter()
@@ -541,7 +398,7 @@ impl Backend for CudaBackend {
         if let Some(lse) = call.lse.as_deref() {
             self.check_device(&lse.device, "lse")?;
         }
-        let argument = attend_argument(&call);
+        let argument = arguments::attend(&call);
         match &call.plan.attention {
             Attention::Naive { kernel, blocks } => {
                 // SAFETY: plan, cache and tensors are of this device and outlive the launch, since
@@ -603,6 +460,9 @@ impl Backend for CudaBackend {
         // SAFETY: both are one word, and the copy is waited for below.
         unsafe { self.stream.copy_to_host((&raw mut word).cast(), from, 4) }?;
         self.stream.synchronize()?;
+        if word & abi::STATUS_OVER_CAPACITY != 0 {
+            return Err(failed("lengths on the device are beyond the plan's capacity"));
+        }
         let bad_page = word & abi::STATUS_BAD_PAGE != 0;
         Ok(if bad_page { Status::PageOutOfRange } else { Status::Ok })
     }
@@ -620,273 +480,6 @@ impl CudaBackend {
     /// Blocks for kernels that loop over their work: no more than keep the device busy.
     fn blocks(&self, wanted: usize) -> usize {
         wanted.min(self.shared.device.multiprocessors() * 16)
-    }
-
-    /// Maps of states and rope keys; they hold addresses alone, so making them costs the host little
-    /// and the device nothing.
-    fn tensor_maps(
-        &self,
-        loads: Loads,
-        cache: &CudaCache,
-    ) -> Result<[abi::TensorMap; 2], EngineError> {
-        let Loads::Boxes { state, rope } = loads else {
-            return Ok([NO_MAP; 2]);
-        };
-        let (layout, widths) = (cache.layout(), cache.part_widths());
-        let map = |which: usize, copied| {
-            let (heads, width) = widths[which];
-            let part = &cache.parts()[which];
-            let (pages, page_size) = (layout.pages(), layout.page_size());
-            let shape = MapShape::new(part, pages, page_size, heads, width, copied);
-            self.shared.device.tensor_map(&shape)
-        };
-        Ok([map(0, state)?, rope.map_or(Ok(NO_MAP), |copied| map(1, copied))?])
-    }
-
-    fn launch_tiled(
-        &self,
-        tiled: &Tiled,
-        argument: &abi::Attend,
-        cache: &CudaCache,
-    ) -> Result<(), EngineError> {
-        let scheduler = &tiled.scheduler;
-        let blocks = scheduler.teams * scheduler.team;
-        let kernel = &tiled.kernel;
-        if let Some(loads) = tiled.loads {
-            let maps = self.tensor_maps(loads, cache)?;
-            let arguments = [pointer(argument), pointer(&maps[0]), pointer(&maps[1])];
-            // SAFETY: as in `attend`; the plan's schedule was made for this grid.
-            unsafe { kernel.launch(&self.stream, blocks, arguments, Order::After) }?;
-        } else {
-            // SAFETY: as above.
-            unsafe { kernel.launch(&self.stream, blocks, [pointer(argument)], Order::After) }?;
-        }
-        if tiled.partials.is_none() {
-            return Ok(());
-        }
-        let merge = abi::Combine {
-            out: argument.out,
-            schedule: argument.schedule,
-            partials: argument.partials,
-            group: argument.group,
-            h: argument.h,
-            o_is_f32: argument.o_is_f32,
-            reserved: 0,
-        };
-        let overlaps = self.shared.device.capability().0 >= 9;
-        let order = if overlaps { Order::Overlapping } else { Order::After };
-        let blocks = self.shared.device.multiprocessors() * 8;
-        // SAFETY: as above; the kernel waits for the attention kernel before it reads.
-        unsafe { tiled.combine.launch(&self.stream, blocks, [pointer(&merge)], order) }?;
-        Ok(())
-    }
-
-    /// One part of the rows at `slots`, `[slots, h, width]` or `[slots, r]`.
-    fn read_part(
-        &self,
-        cache: &CudaCache,
-        slots: &[Slot],
-        which: usize,
-    ) -> Result<HostTensor, EngineError> {
-        let (part, dtype) = (cache.parts()[which], cache.layout().dtype());
-        let (heads, width) = cache.part_widths()[which];
-        let shape = [&[slots.len()], &cache.layout().part_shapes()[which][2..]].concat();
-        let mut host = HostTensor::zeros(dtype, &shape)
-            .map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
-        let bytes = first_byte_mut(host.values_mut());
-        let size = dtype.bytes();
-        for (index, slot) in slots.iter().enumerate() {
-            let row = part.row(slot.page.0 as usize, slot.row, size);
-            for head in 0..heads {
-                let from = row + (head * part.head_stride * size) as u64;
-                let to = bytes.wrapping_add((index * heads + head) * width * size).cast();
-                // SAFETY: the call has checked the slots, the tensor has a place for each, and the
-                // copies are waited for below.
-                unsafe { self.stream.copy_to_host(to, from, width * size) }?;
-            }
-        }
-        self.stream.synchronize()?;
-        Ok(host)
-    }
-
-    fn copy_one(&self, cache: &CudaCache, copy: &RowCopy) -> Result<(), EngineError> {
-        let size = cache.layout().dtype().bytes();
-        for (part, (heads, width)) in cache.parts().iter().zip(cache.part_widths()) {
-            if width == 0 || copy.rows == 0 {
-                continue;
-            }
-            // One rectangle a head, or one for all where they lie side by side.
-            let dense = heads == 1 || part.head_stride == width;
-            let (blocks, width) = if dense { (1, heads * width) } else { (heads, width) };
-            for block in 0..blocks {
-                let offset = (block * part.head_stride * size) as u64;
-                let row = |slot: Slot| part.row(slot.page.0 as usize, slot.row, size) + offset;
-                let pitch = part.token_stride * size;
-                let (from, to) = (row(copy.from), row(copy.to));
-                let rectangle = rectangle(from, to, pitch, width * size, copy.rows);
-                // SAFETY: the call has checked that both runs lie in pages of the cache.
-                unsafe { self.stream.copy_2d(&rectangle) }?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn first_byte(values: &Values) -> *const u8 {
-    match values {
-        Values::F32(values) => values.as_ptr().cast(),
-        Values::F16(values) => values.as_ptr().cast(),
-        Values::Bf16(values) => values.as_ptr().cast(),
-    }
-}
-
-fn first_byte_mut(values: ValuesMut<'_>) -> *mut u8 {
-    match values {
-        ValuesMut::F32(values) => values.as_mut_ptr().cast(),
-        ValuesMut::F16(values) => values.as_mut_ptr().cast(),
-        ValuesMut::Bf16(values) => values.as_mut_ptr().cast(),
-    }
-}
-
-fn rectangle(from: u64, to: u64, pitch: usize, width_bytes: usize, height: usize) -> Copy2d {
-    let nothing = std::ptr::null_mut();
-    // A single row has no pitch to speak of, and one cached token may be a whole page apart.
-    let pitch = if height == 1 { width_bytes } else { pitch };
-    Copy2d {
-        from_x: 0,
-        from_y: 0,
-        from_memory: MEMORY_DEVICE,
-        from_host: nothing,
-        from_device: from,
-        from_array: nothing,
-        from_pitch: pitch,
-        to_x: 0,
-        to_y: 0,
-        to_memory: MEMORY_DEVICE,
-        to_host: nothing,
-        to_device: to,
-        to_array: nothing,
-        to_pitch: pitch,
-        width_bytes,
-        height,
-    }
-}
-
-fn append_argument(call: &Append<'_, CudaBackend>) -> abi::Append {
-    let parts = call.cache.parts();
-    let widths = call.cache.part_widths();
-    let part = |which: usize, tensor: Option<&CudaTensor>| {
-        let (heads, width) = widths[which];
-        tensor.filter(|_| width > 0).map_or_else(abi::NewRows::default, |tensor| abi::NewRows {
-            data: tensor.address(),
-            cells: parts[which].address,
-            row_stride: tensor.stride(0),
-            // Rope keys are [writes, r]: one head.
-            head_stride: if tensor.shape().len() == 3 { tensor.stride(1) } else { 0 },
-            page_stride: parts[which].page_stride as i64,
-            token_stride: parts[which].token_stride as i64,
-            cell_head_stride: if heads > 1 { parts[which].head_stride as i64 } else { 0 },
-            heads: heads as i32,
-            width: width as i32,
-        })
-    };
-    let problem = call.plan.planned.problem();
-    let rotated = match problem.geometry().row() {
-        _ if !call.rotating => -1,
-        Row::Separate { .. } => 0,
-        Row::Tied { .. } => 1,
-    };
-    let interleaved = problem.rope().is_some_and(|rope| rope.style() == RopeStyle::Interleaved);
-    let (resident, layout) = (&call.plan.resident, &call.plan.resident.layout);
-    abi::Append {
-        part: [part(0, Some(call.first)), part(1, call.second)],
-        writes: resident.address(&layout.writes),
-        write_count: resident.address(&layout.write_count),
-        turns: resident.address(&layout.turns),
-        status: resident.address(&layout.status),
-        pages: call.cache.layout().pages() as i32,
-        rotated,
-        interleaved: i32::from(interleaved),
-        reserved: 0,
-    }
-}
-
-fn attend_argument(call: &Attend<'_, CudaBackend>) -> abi::Attend {
-    let plan = &*call.plan;
-    let planned: &Planned = &plan.planned;
-    let (problem, geometry) = (planned.problem(), planned.problem().geometry());
-    let [state, rope] = call.cache.parts();
-    let lse = call.lse.as_deref();
-    abi::Attend {
-        q: abi::Queries {
-            data: call.q.address(),
-            row_stride: call.q.stride(0),
-            head_stride: call.q.stride(1),
-        },
-        state: state.to_abi(),
-        rope: rope.to_abi(),
-        out: abi::Outputs {
-            o: call.o.address(),
-            lse: lse.map_or(0, CudaTensor::address),
-            o_row_stride: call.o.stride(0),
-            o_head_stride: call.o.stride(1),
-            lse_row_stride: lse.map_or(0, |lse| lse.stride(0)),
-            lse_head_stride: lse.map_or(0, |lse| lse.stride(1)),
-        },
-        batch: batch_argument(plan, call.cache),
-        schedule: schedule_argument(plan),
-        partials: partials_argument(plan),
-        status: plan.resident.address(&plan.resident.layout.status),
-        scale_log2: (problem.scale() * std::f64::consts::LOG2_E) as f32,
-        h_q: geometry.h_q() as i32,
-        h: geometry.heads() as i32,
-        group: geometry.group() as i32,
-        o_is_f32: i32::from(problem.output() == Dtype::F32),
-        reserved: 0,
-    }
-}
-
-fn batch_argument(plan: &CudaPlan, cache: &CudaCache) -> abi::Batch {
-    let (resident, layout) = (&plan.resident, &plan.resident.layout);
-    abi::Batch {
-        q_starts: resident.address(&layout.q_starts),
-        kv_lens: resident.address(&layout.kv_lens),
-        page_table: resident.address(&layout.page_table),
-        tree: resident.address(&layout.tree),
-        page_table_stride: layout.max_pages as i64,
-        tree_stride: layout.tree_words as i64,
-        batch: plan.planned.capacity().sequences as i32,
-        pages: cache.layout().pages() as i32,
-        page_size: plan.planned.page_size() as i32,
-        mask: plan.mask,
-    }
-}
-
-fn schedule_argument(plan: &CudaPlan) -> abi::Schedule {
-    let Attention::Tiled(Tiled { scheduler, item_heads, .. }) = &plan.attention else {
-        return abi::Schedule::default();
-    };
-    let (resident, layout) = (&plan.resident, &plan.resident.layout);
-    abi::Schedule {
-        team_pieces: resident.address(&layout.team_pieces),
-        pieces: resident.address(&layout.pieces),
-        merge_counts: resident.address(&layout.merge_counts),
-        merges: resident.address(&layout.merges),
-        teams: scheduler.teams as i32,
-        team: scheduler.team as i32,
-        head_blocks: scheduler.head_blocks as i32,
-        item_heads: *item_heads as i32,
-        item_rows: scheduler.item_rows as i32,
-        merge_capacity: layout.max_merges as i32,
-    }
-}
-
-fn partials_argument(plan: &CudaPlan) -> abi::Partials {
-    match &plan.attention {
-        Attention::Tiled(Tiled { partials: Some((o, lse)), .. }) => {
-            abi::Partials { o: o.address(), lse: lse.address() }
-        }
-        _ => abi::Partials::default(),
     }
 }
 

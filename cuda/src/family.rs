@@ -87,6 +87,21 @@ pub(crate) fn naive(problem: &Problem) -> Choice {
     choice
 }
 
+/// The kernel that schedules on the device, and the shared memory it is given: enough for some
+/// thousand sequences.
+pub(crate) fn schedule() -> Choice {
+    let instance = Instance { kernel: "schedule", constants: Vec::new() };
+    Choice { instance, shared_bytes: SCHEDULE_BYTES }
+}
+
+/// What `schedule.cu` needs of it for a batch.
+pub(crate) fn schedule_bytes(sequences: usize, teams: usize) -> usize {
+    20 * (sequences + 1) + 16 * (teams + 1)
+}
+
+/// Shared memory of `schedule.cu`; every supported device has as much.
+pub(crate) const SCHEDULE_BYTES: usize = 96 << 10;
+
 /// The kernel that merges the parts of sequences that were cut.
 pub(crate) fn combine(problem: &Problem) -> Choice {
     let bf16 = usize::from(problem.dtype() == Dtype::Bf16);

@@ -23,6 +23,8 @@
 //! handles, so it may use any CUDA crate of any version, or none.
 
 mod abi;
+mod arguments;
+mod attention;
 mod backend;
 mod cache;
 mod device;
@@ -44,6 +46,7 @@ mod schedule;
 mod sources;
 mod stream;
 mod tensor;
+mod transfer;
 
 pub use backend::CudaBackend;
 pub use cache::{CachePart, CudaCache};

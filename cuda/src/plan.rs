@@ -22,6 +22,8 @@ pub struct CudaPlan {
     pub(crate) resident: Resident,
     pub(crate) attention: Attention,
     pub(crate) append: Arc<Kernel>,
+    /// Present where calls are replayed and kernels follow a schedule.
+    pub(crate) scheduling: Option<Arc<Kernel>>,
     pub(crate) mask: MaskCode,
     /// Host memory for schedules, reused by every update.
     pub(crate) schedule: Schedule,
@@ -83,9 +85,15 @@ pub(crate) fn mask_code(planned: &Planned, mask: &Mask) -> MaskCode {
 /// Where a plan keeps what a serving engine may rewrite on the device itself, between replays of a
 /// graph.
 ///
-/// The schedule stays that of the last update, so lengths on the device are not among these.
+/// After new lengths, [`CudaBackend::reschedule`](crate::CudaBackend::reschedule) must run before
+/// `attend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceTables {
+    /// First query of each sequence and the end of the last, i32 `[sequences + 1]`, as many as the
+    /// plan's capacity has.
+    pub q_starts: Address,
+    /// Cached tokens of each sequence, i32 `[sequences]`.
+    pub kv_lens: Address,
     /// Page ids, i32 `[sequences, row_stride]`. Ids outside the cache are found by the kernels.
     pub page_table: Address,
     /// Entries of a row.
@@ -101,6 +109,8 @@ impl CudaPlan {
     pub fn device_tables(&self) -> DeviceTables {
         let layout = &self.resident.layout;
         DeviceTables {
+            q_starts: self.resident.address(&layout.q_starts),
+            kv_lens: self.resident.address(&layout.kv_lens),
             page_table: self.resident.address(&layout.page_table),
             row_stride: layout.max_pages,
             writes: self.resident.address(&layout.writes),

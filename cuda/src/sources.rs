@@ -12,6 +12,7 @@ const KERNELS: &[(&str, &str)] = embedded![
     "combine.cu",
     "merge.cu",
     "naive.cu",
+    "schedule.cu",
     "separate_sm80.cu",
     "tied_heads_sm90.cu",
     "tied_sm80.cu",

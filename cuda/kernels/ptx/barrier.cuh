@@ -20,10 +20,10 @@ __device__ __forceinline__ void fence_mbarrier_init() {
 
 // mbarrier.arrive.expect_tx: one arrival, and `bytes` more that bulk copies will account for.
 __device__ __forceinline__ void mbarrier_arrive_expect(u64* barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 // mbarrier.arrive
@@ -32,11 +32,10 @@ __device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
                : "memory");
 }
 
-// cp.async.mbarrier.arrive.noinc: arrives once this thread's cp.async copies so far have landed; the
-// barrier's count must already include that arrival.
+// cp.async.mbarrier.arrive.noinc: arrives once this thread's cp.async copies so far have landed;
+// the barrier's count must already include that arrival.
 __device__ __forceinline__ void mbarrier_arrive_after_copies(u64* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
-                   shared_address(barrier))
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
 

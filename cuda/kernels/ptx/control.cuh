@@ -16,8 +16,8 @@ __device__ __forceinline__ void claim_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-// No instruction: hides from the compiler where a value came from, so that what is derived from it is
-// computed where it is used and not kept in registers throughout a loop.
+// No instruction: hides from the compiler where a value came from, so that what is derived from it
+// is computed where it is used and not kept in registers throughout a loop.
 __device__ __forceinline__ u32 opaque(u32 value) {
   asm volatile("" : "+r"(value));
   return value;

@@ -10,7 +10,8 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
   return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
-// ldmatrix.x4: four 8 x 8 matrices of 16-bit elements; lane i gives the row address of matrix i / 8.
+// ldmatrix.x4: four 8 x 8 matrices of 16-bit elements; lane i gives the row address of matrix i /
+// 8.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-ldmatrix
 __device__ __forceinline__ void ldmatrix_x4(u32 (&d)[4], u32 row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -45,9 +46,10 @@ __device__ __forceinline__ void stmatrix_x2(u32 row_address, const u32 (&d)[2]) 
 // stmatrix.x4
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
 __device__ __forceinline__ void stmatrix_x4(u32 row_address, const u32 (&d)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
-               "r"(d[0]), "r"(d[1]), "r"(d[2]), "r"(d[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
+      "r"(d[0]), "r"(d[1]), "r"(d[2]), "r"(d[3])
+      : "memory");
 }
 
 // fence.proxy.async: orders this thread's ordinary shared-memory accesses before later ones by the

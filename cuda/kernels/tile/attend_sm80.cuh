@@ -12,13 +12,13 @@
 //
 // Time runs down; a tile is TOKENS cached rows.
 //
-//     all warps    wait for tile j | S | row maxima | P, clean V where masked | O += P V | load j + STAGES
+//     all warps    tile j in | S | row maxima | P, clean V where masked | O += P V | load j + STAGES
 //
 // Every thread loads, and the copies of the next tiles are in flight during the arithmetic.
 //
-// PERF: probabilities and row maxima go through shared memory, where a layout with one warp across
-// would keep them in registers; so one schedule serves widths from 16 to 576. The Hopper kernels are
-// the fast ones.
+// NOTE: probabilities and row maxima go through shared memory, where a layout with one warp across
+// would keep them in registers; so one schedule serves widths from 16 to 576. The Hopper kernels
+// are the fast ones.
 #pragma once
 
 #include "abi.cuh"
@@ -34,7 +34,7 @@
 
 constexpr i32 MATRIX = 16;
 constexpr i32 VECTOR = 8;   // elements of a 16-byte copy
-constexpr i32 PADDING = 8;  // a row's stride is then an odd number of vectors: eight rows, all banks
+constexpr i32 PADDING = 8;  // a row's stride is an odd number of vectors: eight rows, all banks
 
 using Number =
 #if GA_BF16
@@ -71,7 +71,8 @@ struct alignas(16) SharedMemory {
   i64 source[2][Traits::TOKENS];  // where a row's parts lie, in elements; NOWHERE: zeros
   float max[Traits::WARPS_ACROSS][Traits::ROWS];
   float sum[Traits::WARPS_ACROSS][Traits::ROWS];
-  u32 marks[Traits::ROWS][MARK_WORDS];  // bit per column of o: a value that is not finite reaches it
+  // Bit per column of o: a value that is not finite reaches it.
+  u32 marks[Traits::ROWS][MARK_WORDS];
   unsigned char poison[Traits::TOKENS];  // of the tile at hand: V has elements that are not finite
   u32 bad_page;                          // an illegal page id was met
   u32 reserved[3];
@@ -80,7 +81,7 @@ static_assert(sizeof(SharedMemory) == GA_SHARED, "Tile::shared_bytes in family.r
 
 constexpr i64 NOWHERE = -1;
 
-// ---- Loading -------------------------------------------------------------------------------------
+// ---- Loading ------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_queries_sm80(SharedMemory& shared, const Attend& a,
                                                   const Item& item) {
@@ -145,7 +146,7 @@ __device__ __forceinline__ void load_tile(SharedMemory& shared, const Attend& a,
   ptx::copy_commit();  // groups are counted by tiles, empty ones too
 }
 
-// ---- Masks ---------------------------------------------------------------------------------------
+// ---- Masks --------------------------------------------------------------------------------------
 
 // The pair with 0 in place of what is not finite.
 __device__ __forceinline__ u32 finite_or_zero(u32 pair) {
@@ -155,8 +156,8 @@ __device__ __forceinline__ u32 finite_or_zero(u32 pair) {
 }
 
 // Hidden rows still enter P V, as 0 * V, which is NaN where V is not finite. So in rows hidden from
-// some query, infinities and NaN become zeros, and the row is noted for `mark_poison` to give a NaN to
-// whoever sees it. Rows past the end are zeros already.
+// some query, infinities and NaN become zeros, and the row is noted for `mark_poison` to give a
+// NaN to whoever sees it. Rows past the end are zeros already.
 __device__ __forceinline__ void clean_values(SharedMemory& shared, i32 kv, i32 stage, i32 hidden) {
   constexpr i32 VECTORS = Cached::D_V / VECTOR;
   const i32 lane = threadIdx.x % 32;
@@ -179,7 +180,7 @@ __device__ __forceinline__ void clean_values(SharedMemory& shared, i32 kv, i32 s
   }
 }
 
-// ---- Products ------------------------------------------------------------------------------------
+// ---- Products -----------------------------------------------------------------------------------
 
 // The thread's share of a warp's 16 x 16 scores: rows lane / 4 and 8 below, as mma leaves them.
 using Scores = float[8];
@@ -239,10 +240,12 @@ __device__ __forceinline__ void add_values(Accumulator& o, SharedMemory& shared,
   }
 }
 
-// ---- Softmax -------------------------------------------------------------------------------------
+// ---- Softmax ------------------------------------------------------------------------------------
 
 // Score i of a thread belongs to its row i / 2 % 2 and to this token of the warp's 16.
-__device__ __forceinline__ i32 token_of(i32 i, i32 lane) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
+__device__ __forceinline__ i32 token_of(i32 i, i32 lane) {
+  return i / 4 * 8 + lane % 4 * 2 + i % 2;
+}
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -274,8 +277,8 @@ __device__ __forceinline__ void mask_scores_sm80(Scores& s, RowState& state, con
   }
 }
 
-// Marks what non-finite values of row `token` reach: their columns, in the rows that see it. A thread
-// owns the words it marks, so marking needs no order.
+// Marks what non-finite values of row `token` reach: their columns, in the rows that see it. A
+// thread owns the words it marks, so marking needs no order.
 __device__ __forceinline__ void mark_poisoned_row(SharedMemory& shared, const Attend& a,
                                                   const Item& item, i32 j) {
   const i64 page = a.batch.page_table[item.piece.sequence * a.batch.page_table_stride +
@@ -348,7 +351,7 @@ __device__ __forceinline__ void form_probabilities(const Scores& s, float (&corr
   }
 }
 
-// ---- Items ---------------------------------------------------------------------------------------
+// ---- Items --------------------------------------------------------------------------------------
 
 __device__ __forceinline__ RowState start_rows(const Attend& a, const Item& item,
                                                const Warp& warp) {

@@ -2,8 +2,8 @@
 // swizzle that the copy engine writes, wgmma reads and ldmatrix reads without bank conflicts.
 //
 // One layout serves both products. Read with K along the columns it is an operand of Q K^T; read
-// with K along the rows (the MN-major view) the same bytes are V in P V, so a cached row that is key
-// and value at once is loaded once and stored once.
+// with K along the rows (the MN-major view) the same bytes are V in P V, so a cached row that is
+// key and value at once is loaded once and stored once.
 #pragma once
 
 #include "ptx/shared.cuh"
@@ -34,8 +34,8 @@ constexpr u32 SWIZZLE_128B = 1u << 30;
 constexpr u32 ROW_GROUP_STRIDE = 8 * BLOCK_ROW_BYTES >> 4;  // from 8 rows to the next 8
 constexpr u64 HIGH_WORD = u64(SWIZZLE_128B | ROW_GROUP_STRIDE) << 32;
 
-// What to add to the low word: for the next block, and for the next k16 step, which is 16 columns on
-// in the K-major view and 16 rows down in the MN-major one.
+// What to add to the low word: for the next block, and for the next k16 step, which is 16 columns
+// on in the K-major view and 16 rows down in the MN-major one.
 constexpr u32 BLOCK_STEP = sizeof(Block<64>) >> 4;
 constexpr u32 K_MAJOR_STEP = 16 * 2 >> 4;
 constexpr u32 MN_MAJOR_STEP = 16 * BLOCK_ROW_BYTES >> 4;

@@ -9,11 +9,13 @@
 // Arrivals on a full barrier: the thread that announces the bytes.
 constexpr i32 BOX_PRODUCERS = 1;
 
-// Called by one warp. Both maps are 5-D: (64 columns, token, block of 64 columns, head, page).
+// Called by one warp. Both maps are 5-D: (64 columns, token, block of 64 columns, head, page); a
+// box of the state map has a stage's tokens, a part's blocks and the item's heads.
 //
-// Page ids are fetched for 32 stages at a time, one a lane, so the table's latency is paid once in 32. A page id outside the cache is passed on as it is: the copy engine reads nothing outside the
-// tensor and fills in zeros, and the stage is flagged. A stage of several parts, which cut its states
-// by columns, has a pair of barriers for each; the rope key comes with the first.
+// Page ids are fetched for 32 stages at a time, one a lane, so the table's latency is paid once in
+// 32. A page id outside the cache is passed on as it is: the copy engine reads nothing outside the
+// tensor and fills in zeros, and the stage is flagged. A stage of several parts, which cut its
+// states by columns, has a pair of barriers for each; the rope key comes with the first.
 template <i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& batch,
                                                 const TensorMap* state_map,

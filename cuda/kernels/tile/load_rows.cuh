@@ -1,4 +1,5 @@
-// Producer of stages by 16-byte asynchronous copies, for any page size: every token finds its own row.
+// Producer of stages by 16-byte asynchronous copies, for any page size: every token finds its own
+// row.
 #pragma once
 
 #include "ptx/copy.cuh"
@@ -51,9 +52,9 @@ __device__ __forceinline__ void copy_four_rows(Block<ROWS>* blocks, const u16* s
   }
 }
 
-// Called by four warps; each fills a quarter of the rows of every stage. A row's address is found by
-// one lane and handed round by shuffles; its page is looked up PAGES_AHEAD stages before it is needed,
-// which hides the table's latency even where every token has its own page.
+// Called by four warps; each fills a quarter of the rows of every stage. A row's address is found
+// by one lane and handed round by shuffles; its page is looked up PAGES_AHEAD stages before it is
+// needed, which hides the table's latency even where every token has its own page.
 template <i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a, Stage* stages,
                                                Ring<STAGES * Stage::PARTS>& ring,

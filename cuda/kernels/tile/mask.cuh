@@ -18,7 +18,8 @@ struct Visibility {
 };
 
 // Of a query at or past q_len, which only padding rows have, what the last one sees.
-__device__ __forceinline__ Visibility visibility(const Batch& batch, const Piece& piece, i32 query) {
+__device__ __forceinline__ Visibility visibility(const Batch& batch, const Piece& piece,
+                                                 i32 query) {
   query = min(query, piece.q_len - 1);
   const i32 before = piece.kv_len - piece.q_len;
   switch (batch.mask) {
@@ -61,8 +62,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[R], const Visibility (&vi
     return;
   }
 
-  // Rarer: what a position is gets decided in a rolled loop, into bit i of two words for score i; only
-  // the choice itself is unrolled over the registers.
+  // Rarer: what a position is gets decided in a rolled loop, into bit i of two words for score i;
+  // only the choice itself is unrolled over the registers.
   static_assert(R <= 32);
   u32 visible = 0, poisoned = 0;
 #pragma unroll 1
@@ -83,8 +84,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[R], const Visibility (&vi
 // which is NaN where V is not finite, so
 //   * rows past the length, which may hold anything, become zeros;
 //   * of the rows hidden from some queries (from position `hidden` on), those that hold an infinity
-//     or NaN become zeros and are marked, for `mask_scores` to give a NaN to whoever sees them. `any`
-//     is set where one is and never cleared: from then on the kernel takes its slower path.
+//     or NaN become zeros and are marked, for `mask_scores` to give a NaN to whoever sees them.
+//     `any` is set where one is and never cleared: from then on the kernel takes its slower path.
 // All who read these blocks call it before any of them reads one, as `warps` warps, and synchronise
 // after it.
 template <class T, i32 BLOCKS, i32 ROWS>

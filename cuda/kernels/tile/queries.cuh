@@ -15,8 +15,9 @@ __device__ __forceinline__ QueryRow query_row(i32 row, i32 head, i32 group) {
   return {row / group, head * group + row % group};
 }
 
-// The rows of cached head `head` from `first_row` on into BLOCKS blocks, by `threads` threads of which
-// the caller is number `thread`; padding rows become zeros. The caller waits, and synchronises.
+// The rows of cached head `head` from `first_row` on into BLOCKS blocks, by `threads` threads of
+// which the caller is number `thread`; padding rows become zeros. The caller waits, and
+// synchronises.
 template <i32 BLOCKS, i32 ROWS>
 __device__ __forceinline__ void load_queries(Block<ROWS>* blocks, const Attend& a, const Item& item,
                                              i32 head, i32 first_row, i32 thread, i32 threads) {
@@ -37,8 +38,8 @@ __device__ __forceinline__ void load_queries(Block<ROWS>* blocks, const Attend& 
   }
 }
 
-// Columns first_column .. first_column + 16 STEPS of packed rows `row` and `row` + 8 as the thread's share
-// of A fragments; padding rows become zeros.
+// Columns first_column .. first_column + 16 STEPS of packed rows `row` and `row` + 8 as the
+// thread's share of A fragments; padding rows become zeros.
 template <i32 STEPS>
 __device__ __forceinline__ void load_query_fragments(u32 (&q)[STEPS][4], const Attend& a,
                                                      const Item& item, i32 row, i32 first_column) {

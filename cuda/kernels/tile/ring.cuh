@@ -7,8 +7,8 @@ template <i32 STAGES>
 struct Ring {
   u64 full[STAGES];   // the stage holds a tile
   u64 empty[STAGES];  // every consumer is done with it
-  // Nonzero where a page id of the stage's tile was illegal: a byte per producer warp. Written before
-  // the producer arrives on `full`.
+  // Nonzero where a page id of the stage's tile was illegal: a byte per producer warp. Written
+  // before the producer arrives on `full`.
   u32 bad_page[STAGES];
 
   __device__ __forceinline__ void init(u32 producers, u32 consumers) {
@@ -29,9 +29,10 @@ __device__ __forceinline__ bool bad_page_in(const Ring<STAGES>& ring, i32 stage)
   return __shfl_sync(~0u, bad, 0) != 0;
 }
 
-// How a consumer warp says that it is done with a stage: its first lane speaks for it, after the warp has
-// met. Where ordinary instructions refill the stage every lane speaks for itself, which orders no more
-// but lets racecheck, which watches those copies, see that nothing is overwritten before it was read.
+// How a consumer warp says that it is done with a stage: its first lane speaks for it, after the
+// warp has met. Where ordinary instructions refill the stage every lane speaks for itself, which
+// orders no more but lets racecheck, which watches those copies, see that nothing is overwritten
+// before it was read.
 template <bool BOXES>
 __device__ __forceinline__ void consumer_arrive(u64* empty) {
   if constexpr (BOXES) {

@@ -14,8 +14,8 @@ struct OnlineSoftmax {
     sum[0] = sum[1] = 0.0f;
   }
 
-  // Replaces the scores by exponentials against the new maximum. What was accumulated so far must be
-  // multiplied by `correction`, which is exactly 1 where the maximum stayed.
+  // Replaces the scores by exponentials against the new maximum. What was accumulated so far must
+  // be multiplied by `correction`, which is exactly 1 where the maximum stayed.
   //
   // A row that has seen nothing keeps the maximum -inf: against the base 0 all its exponentials are
   // 2^-inf = 0. A NaN score never becomes the maximum but does become a NaN exponential.

@@ -6,8 +6,8 @@
 #include "tile/item.cuh"
 #include "tile/queries.cuh"
 
-// Writes the thread's part of one row: columns 8 i + {0, 1} of `row`, from the pairs 4 i + 2 half of
-// accumulator `o`.
+// Writes the thread's part of one row: columns 8 i + {0, 1} of `row`, from the pairs 4 i + 2 half
+// of accumulator `o`.
 template <i32 R>
 __device__ __forceinline__ void store_row_f32(float* row, const float (&o)[R], i32 half,
                                               float factor) {
@@ -19,7 +19,8 @@ __device__ __forceinline__ void store_row_f32(float* row, const float (&o)[R], i
 }
 
 template <class T, i32 R>
-__device__ __forceinline__ void store_row_16(u16* row, const float (&o)[R], i32 half, float factor) {
+__device__ __forceinline__ void store_row_16(u16* row, const float (&o)[R], i32 half,
+                                             float factor) {
 #pragma unroll
   for (i32 i = 0; i < R / 4; ++i) {
     *reinterpret_cast<u32*>(row + 8 * i) =
@@ -27,13 +28,14 @@ __device__ __forceinline__ void store_row_16(u16* row, const float (&o)[R], i32 
   }
 }
 
-// The 16 rows of a warp of a warpgroup as 16-byte stores, whole rows at a time, by way of the warp's own
-// 16 rows of `scratch` (a block for every 64 columns). `row` is where row lane % 16 begins; null: padding.
+// The 16 rows of a warp of a warpgroup as 16-byte stores, whole rows at a time, by way of the
+// warp's own 16 rows of `scratch` (a block for every 64 columns). `row` is where row lane % 16
+// begins; null: padding.
 // PERF: 4-byte stores straight from the registers take 4 us for a CTA's 128 rows of 256 where every
 // CTA finishes at once; half of every sector they write is somebody else's.
 template <class T, i32 R>
-__device__ __forceinline__ void store_warp_rows_16(Block<64>* scratch, u16* row, const float (&o)[R],
-                                                   const float (&factor)[2]) {
+__device__ __forceinline__ void store_warp_rows_16(Block<64>* scratch, u16* row,
+                                                   const float (&o)[R], const float (&factor)[2]) {
   constexpr i32 VECTORS = R / 4;  // of a row of 2 R columns
   const i32 lane = threadIdx.x % 32;
   const i32 warp_row = threadIdx.x % 128 / 32 * 16;
@@ -68,7 +70,8 @@ struct RowPlace {
   float lse_scale;  // from base 2
 };
 
-// `row` is the packed row of cached head `head`, `slot_row` its place among the `slot_rows` of a slot.
+// `row` is the packed row of cached head `head`, `slot_row` its place among the `slot_rows` of a
+// slot.
 __device__ __forceinline__ RowPlace row_place(const Attend& a, const Item& item, i32 head, i32 row,
                                               i32 slot_row, i32 slot_rows, i32 d_v) {
   if (item.slot >= 0) {
@@ -99,8 +102,8 @@ __device__ __forceinline__ void store_lse(const RowPlace& place, float lse_log2)
   if (place.lse != nullptr) *place.lse = lse_log2 * place.lse_scale;
 }
 
-// The 64 rows of a warpgroup: columns first_column .. first_column + 2 R of packed rows first_row on.
-// `scratch` holds nothing that is still needed, by any warp of the group.
+// The 64 rows of a warpgroup: columns first_column .. first_column + 2 R of packed rows first_row
+// on. `scratch` holds nothing that is still needed, by any warp of the group.
 template <class T, i32 R>
 __device__ __forceinline__ void store_group(const Attend& a, const Item& item, i32 first_row,
                                             i32 slot_rows, i32 d_v, i32 first_column,
@@ -123,8 +126,7 @@ __device__ __forceinline__ void store_group(const Attend& a, const Item& item, i
   for (i32 half = 0; half < 2; ++half) {
     const i32 row = warp_row + lane / 4 + 8 * half;
     if (row >= item.rows) continue;
-    const RowPlace place =
-        row_place(a, item, item.head, row, row - item.first_row, slot_rows, d_v);
+    const RowPlace place = row_place(a, item, item.head, row, row - item.first_row, slot_rows, d_v);
     if (!packed) {
       store_row_f32(place.o_f32 + first_column + lane % 4 * 2, o, half, factor[half]);
     }

@@ -1,8 +1,9 @@
 // Exponentials of the softmax, in base 2 with the scale folded in.
 //
-// `max` is the largest unscaled score so far, -inf before the first. Both functions subtract the same
-// rounded product max * scale, so that the factors of successive maxima telescope: rounding it anew
-// in either (which a contraction into a fused multiply-add would do) would leave errors that add up.
+// `max` is the largest unscaled score so far, -inf before the first. Both functions subtract the
+// same rounded product max * scale, so that the factors of successive maxima telescope: rounding
+// it anew in either (which a contraction into a fused multiply-add would do) would leave errors
+// that add up.
 #pragma once
 
 #include "ptx/number.cuh"

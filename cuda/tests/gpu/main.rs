@@ -21,13 +21,14 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 /// A trial of one engine.
 type Run = fn(&CudaBackend) -> Outcome;
 
-const TRIALS: [(&str, Run); 8] = [
+const TRIALS: [(&str, Run); 9] = [
     ("repeat/three-runs-have-the-same-bits", repeat::three_runs),
     ("repeat/rows-past-2^31-elements", repeat::far_rows),
     ("repeat/streams-and-threads", repeat::threads),
     ("foreign/combined-tensor-and-strides", foreign::combined),
     ("foreign/misaligned-is-refused-or-right", foreign::misaligned),
     ("replay/graph-computes-the-latest-step", replay::graph),
+    ("replay/device-schedules-as-the-host-does", replay::device_schedule),
     ("status/bad-page-is-nan-and-reported", status::bad_page),
     ("status/bad-write-is-reported", status::bad_write),
 ];

@@ -5,7 +5,7 @@ use crate::layer::{PAGE_SIZE, Results, bits, fill, gla, queries, random, step, u
 use crate::{Outcome, expect};
 use grouped_attention::{
     Append, Backend, CacheLayout, Extent, Mask, MaskKind, Planning, ReadRows, Rope, RopeScaling,
-    RopeStyle, Step, Update,
+    RopeStyle, Status, Step, Update,
 };
 use grouped_attention_cuda::CudaBackend;
 use std::error::Error;
@@ -66,6 +66,43 @@ pub(crate) fn graph(engine: &CudaBackend) -> Outcome {
             let same = bits(engine, &replayed.o)? == bits(engine, &direct.o)?
                 && bits(engine, &replayed.lse)? == bits(engine, &direct.lse)?;
             expect(same, format!("step {index}: the graph gives other bits"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lengths written on the device and scheduled there give the bits of a host's update.
+pub(crate) fn device_schedule(engine: &CudaBackend) -> Outcome {
+    let driver = Driver::new()?;
+    for problem in [gla()?, gla()?.batch_invariant()] {
+        let layout = CacheLayout::new(*problem.geometry(), problem.dtype(), PAGE_SIZE, 500)?;
+        let mut cache = engine.create_cache(layout)?;
+        fill(engine, &problem, &mut cache, &[(0, 500 * PAGE_SIZE)], 0, 9)?;
+        let q = queries(engine, &problem, CAPACITY.total_q)?;
+        let mut by_host = Results::new(engine, &problem, CAPACITY.total_q)?;
+        let mut by_device = Results::new(engine, &problem, CAPACITY.total_q)?;
+        let steps = [
+            step(&[(1, 6000)], 0, Mask::Full)?,
+            step(&[(1, 64), (4, 65), (4, 700), (3, 1000)], 3, Mask::Full)?,
+            step(&[(2, 513), (0, 0), (1, 3000)], 20, Mask::Full)?,
+        ];
+        let mut plan = engine.plan(Planning::replayed(&problem, &steps[1], CAPACITY)?)?;
+        for (index, step) in steps.iter().enumerate() {
+            engine.update(Update::new(&mut plan, step)?)?;
+            by_host.attend(engine, &mut plan, &q, &cache)?;
+            // The schedule of no work at all, then this step's again from the lengths.
+            let tables = plan.device_tables();
+            driver.write(tables.q_starts, &[0; CAPACITY.sequences + 1])?;
+            engine.reschedule(&mut plan)?;
+            let mut starts: Vec<i32> =
+                step.spans().iter().map(|span| span.q_start as i32).collect();
+            starts.resize(CAPACITY.sequences + 1, step.total_q() as i32);
+            driver.write(tables.q_starts, &starts)?;
+            engine.reschedule(&mut plan)?;
+            by_device.attend(engine, &mut plan, &q, &cache)?;
+            expect(engine.status(&plan)? == Status::Ok, format!("step {index} has a status"))?;
+            let same = by_host.bits(engine)? == by_device.bits(engine)?;
+            expect(same, format!("step {index}: the device's schedule gives other bits"))?;
         }
     }
     Ok(())
