@@ -18,6 +18,7 @@ REPOSITORY = tomllib.loads(Path("../Cargo.toml").read_text())["workspace"]["pack
 ID = r"\[S-(\d+\.\d+)\]"
 DEFINITION = re.compile(r"^\*\*" + ID + r"\*\*", re.M)
 MENTION = re.compile(ID + r"(?![(\[:])")
+LINKED = re.compile(ID + r"\(([^)#\s]+\.md)\)")
 FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]+\.svg)\)")
 OUTWARD = re.compile(r"\]\((\.\./[^)\s#]+)")
 # Code keeps its brackets: fenced blocks, then spans.
@@ -62,7 +63,8 @@ def with_clauses(text, path, where):
         page = posixpath.relpath(where[match[1]], posixpath.dirname(path) or ".")
         return f"[&#91;S-{match[1]}&#93;]({page}#S-{match[1]})"
 
-    return MENTION.sub(mention, DEFINITION.sub(definition, text))
+    text = LINKED.sub(r"[&#91;S-\1&#93;](\2#S-\1)", DEFINITION.sub(definition, text))
+    return MENTION.sub(mention, text)
 
 
 def with_figures(text, folder):

@@ -19,6 +19,9 @@ use grouped_attention::{Dtype, Geometry, InvalidGeometry, Problem, Row, Variant}
 use std::fmt;
 use std::str::FromStr;
 
+/// Narrowest keys among which none repeats by chance `[S-7.22]`.
+const GENERAL_WIDTH: usize = 8;
+
 /// Lengths of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lens {
@@ -102,6 +105,12 @@ impl Case {
             Some(rope) => Ok(problem.rotating(rope)?),
             None => Ok(problem),
         }
+    }
+
+    /// True if the inputs are in general position, so that the sharp bound holds: numbers that are
+    /// drawn at random, and keys wide enough for none to repeat by chance `[S-7.22]`.
+    pub fn general_position(&self) -> bool {
+        self.fill.general_position() && self.geometry.width_k() >= GENERAL_WIDTH
     }
 
     /// Format of the outputs.

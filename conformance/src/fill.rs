@@ -36,7 +36,7 @@ pub enum Fill {
     Infinity(Place),
     /// Gaussian with a NaN in the first query of each sequence, in its first head.
     NanQuery,
-    /// Queries and rows that trained models computed: see [`States`].
+    /// Queries and rows that trained models computed: see `states.rs`.
     States,
 }
 
@@ -78,12 +78,17 @@ impl Place {
 }
 
 impl Fill {
-    /// True if the numbers are in general position, so that the sharp bound holds `[S-7.22]`.
+    /// True if wide enough keys are in general position: see [`Case::general_position`].
+    ///
+    /// Needles are not: beside one, thousands of ordinary weights lie below half a unit in the last
+    /// place of the sum, and adding one loses it whole. Such errors have one sign and do not
+    /// average out (a plain f32 sum of 2049 weights was found past the sharp bound of lse).
     pub fn general_position(self) -> bool {
         match self {
-            Fill::Gaussian | Fill::Large | Fill::Needle(_) | Fill::NanQuery => true,
+            Fill::Gaussian | Fill::Large | Fill::NanQuery => true,
             Fill::Nan(_) | Fill::Infinity(_) => true,
-            Fill::Cancelling | Fill::Ties | Fill::Denormal | Fill::Rising | Fill::States => false,
+            Fill::Needle(_) | Fill::Rising => false,
+            Fill::Cancelling | Fill::Ties | Fill::Denormal | Fill::States => false,
         }
     }
 

@@ -12,9 +12,9 @@
 //! | [`case`] | the description of one problem; prints as a line, is read from it |
 //! | [`draft`], [`fill`], [`scenario`] | its parts: masks, numbers, operations |
 //! | [`script`] | what an engine is told to do, and what the oracle is asked |
-//! | [`tolerance`], [`compare`] | the derived bound, and the only comparison |
+//! | [`tolerance`], [`mod@compare`] | the derived bound, and the only comparison |
 //! | [`generate`] | where cases come from |
-//! | [`execute`], [`judge`], [`run`] | running a case on an engine, the verdict, the whole suite |
+//! | [`execute`], [`mod@judge`], [`run`] | running a case on an engine, the verdict, the whole suite |
 //! | [`lm`], [`serve`] | language models that decode on any engine, and a loop that serves them |
 #![forbid(unsafe_code)]
 

@@ -215,7 +215,7 @@ impl Script {
             scale: self.problem.scale(),
             q_max: *q_max,
             k_max: *k_max,
-            general_position: self.case.fill.general_position(),
+            general_position: self.case.general_position(),
         };
         let slack = rotation.as_ref().map_or_else(Vec::new, |rotation| {
             let rows = rotation.relative.iter().zip(&rotation.stored);

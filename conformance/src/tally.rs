@@ -65,7 +65,7 @@ impl Tally {
         let kind = Kind {
             dtype: case.dtype.to_string(),
             output: case.output().to_string(),
-            bound: if case.fill.general_position() { "sharp" } else { "plain" },
+            bound: if case.general_position() { "sharp" } else { "plain" },
         };
         self.with(engine, |counts| {
             counts.cases += 1;

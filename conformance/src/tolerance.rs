@@ -348,8 +348,8 @@ impl Tolerance {
         let magnitudes = 2.0 * lse.abs() + 2.0 * other_lse.abs();
         MergeTolerance {
             relative: 2.0 * exp + vector * (8.0 + magnitudes),
-            lse: exp + vector * (6.0 + merged.abs()) + Dtype::F32.unit_roundoff() * merged.abs(),
-            u_out: self.output.unit_roundoff(),
+            lse: exp + vector * (6.0 + merged.abs()) + self.lse_roundoff() * merged.abs(),
+            u_out: self.output_roundoff(),
             eta_out: self.output_underflow(),
         }
     }

@@ -57,7 +57,11 @@ unsafe impl Element for bf16 {
     }
     #[inline(always)]
     fn from_f32(x: f32) -> bf16 {
-        bf16::from_f32(x)
+        // Without branches, so that loops over it become vector code.
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
     }
 }
 
@@ -167,3 +171,20 @@ macro_rules! with_element {
     };
 }
 pub(crate) use with_element;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_as_half_does() {
+        // Every upper half with the lower halves around a tie.
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(upper) << 16 | lower);
+                let (got, want) = (<bf16 as Element>::from_f32(x), bf16::from_f32(x));
+                assert!(got == want || (got.is_nan() && want.is_nan()), "{x}: {got}, not {want}");
+            }
+        }
+    }
+}

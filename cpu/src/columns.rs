@@ -27,7 +27,7 @@ impl Columns {
     /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be.
     ///
     /// Bit i of a position's mask says whether row i sees it; without masks all rows see all of
-    /// the `count` positions. The probabilities are kept in `scores` if `keep`.
+    /// the `count` positions. The probabilities replace `scores` if `keep`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) fn push(
         &mut self,
@@ -43,32 +43,24 @@ impl Columns {
         let largest = _mm512_mul_ps(largest(scores, count, masks), scale);
         let base = self.follow(largest, sums);
         let shift = _mm512_sub_ps(_mm512_setzero_ps(), base);
-        let mut sum = [_mm512_setzero_ps(); 2];
+        let mut sum = _mm512_setzero_ps();
         for (step, out) in out.iter_mut().enumerate() {
-            let mut words = [_mm512_setzero_si512(); ROWS];
-            for (i, word) in words.iter_mut().enumerate() {
-                let mut pair = [_mm512_setzero_ps(); 2];
-                for (half, p) in pair.iter_mut().enumerate() {
-                    let j = step * DEPTH + 2 * i + half;
-                    if j >= count {
-                        continue;
-                    }
-                    let score = &mut scores[j / ROWS].0[j % ROWS];
-                    let exponent = _mm512_fmadd_ps(get(score), scale, shift);
-                    let seen = masks.map_or(u16::MAX, |masks| masks[j]);
-                    *p = exp2(seen, exponent);
-                    sum[half] = _mm512_add_ps(sum[half], *p);
-                    if keep {
-                        put(score, *p);
-                    }
-                }
-                *word = pairs(pair[0], pair[1]);
-            }
+            let first = step * DEPTH;
+            let tiles = &mut scores[2 * step..][..2];
+            let exponents = Exponents { scale, shift };
+            let (words, added) = if masks.is_none() && first + DEPTH <= count && !keep {
+                exponents.whole(tiles)
+            } else {
+                let count = (count - first).min(DEPTH);
+                let masks = masks.map(|masks| &masks[first..first + count]);
+                exponents.partial(tiles, count, masks)
+            };
+            sum = _mm512_add_ps(sum, added);
             for (row, words) in out.0.iter_mut().zip(transpose(words)) {
                 store(row, words);
             }
         }
-        let sum = _mm512_add_ps(get(&self.l), _mm512_add_ps(sum[0], sum[1]));
+        let sum = _mm512_add_ps(get(&self.l), sum);
         put(&mut self.l, sum);
     }
 
@@ -98,6 +90,58 @@ impl Columns {
         let m = get(&self.m);
         let nothing = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(m, negative_infinity());
         _mm512_mask_mov_ps(m, nothing, _mm512_setzero_ps())
+    }
+}
+
+/// From scores to exponents.
+#[derive(Clone, Copy)]
+struct Exponents {
+    scale: __m512,
+    shift: __m512,
+}
+
+impl Exponents {
+    /// Probabilities of 32 positions in pairs, and their sums.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn whole(self, scores: &[Tile<f32>]) -> ([__m512i; ROWS], __m512) {
+        let mut words = [_mm512_setzero_si512(); ROWS];
+        let mut sum = [_mm512_setzero_ps(); 2];
+        for half in 0..2 {
+            for i in 0..8 {
+                let pair = [0, 1].map(|k| get(&scores[half].0[2 * i + k]));
+                let p = pair.map(|x| exp2(u16::MAX, _mm512_fmadd_ps(x, self.scale, self.shift)));
+                sum = [_mm512_add_ps(sum[0], p[0]), _mm512_add_ps(sum[1], p[1])];
+                words[8 * half + i] = pairs(p[0], p[1]);
+            }
+        }
+        (words, _mm512_add_ps(sum[0], sum[1]))
+    }
+
+    /// As [`whole`](Self::whole), for the first `count` positions and what rows see of them; the
+    /// probabilities replace the scores.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn partial(
+        self,
+        scores: &mut [Tile<f32>],
+        count: usize,
+        masks: Option<&[u16]>,
+    ) -> ([__m512i; ROWS], __m512) {
+        let mut all = [_mm512_setzero_ps(); DEPTH];
+        let mut sum = _mm512_setzero_ps();
+        for (j, p) in all[..count].iter_mut().enumerate() {
+            let score = &mut scores[j / ROWS].0[j % ROWS];
+            let seen = masks.map_or(u16::MAX, |masks| masks[j]);
+            *p = exp2(seen, _mm512_fmadd_ps(get(score), self.scale, self.shift));
+            sum = _mm512_add_ps(sum, *p);
+            put(score, *p);
+        }
+        let mut words = [_mm512_setzero_si512(); ROWS];
+        for (word, p) in words.iter_mut().zip(all.chunks_exact(2)) {
+            *word = pairs(p[0], p[1]);
+        }
+        (words, sum)
     }
 }
 

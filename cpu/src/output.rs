@@ -80,10 +80,16 @@ impl<'a> Output<'a> {
 /// Rounds a row, and puts it into the order in which it lies in memory.
 #[inline(always)]
 fn narrow<L: Lanes, O: Element>(row: &mut [O], o: &[f32], interleaved: bool) {
+    if !interleaved {
+        row.iter_mut().zip(o).for_each(|(cell, x)| *cell = O::from_f32(*x));
+        return;
+    }
     for (row, unit) in row.chunks_mut(L::UNIT).zip(o.chunks_exact(L::UNIT)) {
-        for (i, cell) in row.iter_mut().enumerate() {
-            let from = if interleaved { i % 2 * L::LANES + i / 2 } else { i };
-            *cell = O::from_f32(unit[from]);
+        let (even, odd) = unit.split_at(L::LANES);
+        for (cells, (even, odd)) in row.chunks_mut(2).zip(even.iter().zip(odd)) {
+            for (cell, x) in cells.iter_mut().zip([even, odd]) {
+                *cell = O::from_f32(*x);
+            }
         }
     }
 }

@@ -70,14 +70,29 @@ pub(crate) fn pack_values(strip: Strip<'_, bf16>, steps: usize, out: &mut [Tile<
             let first = step * DEPTH + 2 * i;
             let row = |j: usize| if j < strip.len() { strip.row(j) } else { &[] };
             let (a, b) = (row(first), row(first + 1));
-            for tile in (0..column_tiles).step_by(2) {
-                let (a, b) = (load(tail(a, tile * ROWS)), load(tail(b, tile * ROWS)));
-                store(&mut out[tile * steps + step].0[i], _mm512_permutex2var_epi16(a, low, b));
-                let next = &mut out[(tile + 1) * steps + step].0[i];
-                store(next, _mm512_permutex2var_epi16(a, high, b));
+            let mut put = |pair: usize, a, b| {
+                let tile = 2 * pair * steps + step;
+                store(&mut out[tile].0[i], _mm512_permutex2var_epi16(a, low, b));
+                store(&mut out[tile + steps].0[i], _mm512_permutex2var_epi16(a, high, b));
+            };
+            let (whole_a, whole_b) = (a.as_chunks::<DEPTH>().0, b.as_chunks::<DEPTH>().0);
+            let whole = whole_a.len().min(whole_b.len());
+            for (pair, (a, b)) in whole_a.iter().zip(whole_b).enumerate() {
+                put(pair, load_whole(a), load_whole(b));
+            }
+            for pair in whole..column_tiles / 2 {
+                put(pair, load(tail(a, pair * DEPTH)), load(tail(b, pair * DEPTH)));
             }
         }
     }
+}
+
+/// Thirty-two numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_whole(x: &[bf16; DEPTH]) -> __m512i {
+    // SAFETY: the array is as long as the load.
+    unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
 }
 
 /// What follows the first `start` elements, if anything.

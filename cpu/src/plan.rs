@@ -177,6 +177,7 @@ fn sizes(problem: &Problem, kernel: Instructions, threads: usize) -> Sizes {
         width_k: geometry.width_k(),
         width_v: geometry.width_v(),
         token_bytes: geometry.row().elements() * problem.dtype().bytes(),
+        flops_per_byte: kernel.flops_per_byte(problem.dtype()),
         row_align: kernel.row_align(problem.dtype()),
         threads,
         batch_invariant: problem.is_batch_invariant(),

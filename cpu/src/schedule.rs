@@ -24,6 +24,8 @@ pub(crate) struct Sizes {
     pub(crate) width_v: usize,
     /// Bytes that one token takes in the cache.
     pub(crate) token_bytes: usize,
+    /// Arithmetic operations that a thread does while a byte arrives from memory.
+    pub(crate) flops_per_byte: usize,
     /// The rows of a head are padded to a multiple of this.
     pub(crate) row_align: usize,
     /// Threads that will run the tasks.
@@ -51,8 +53,11 @@ const FULL_ROWS: usize = 256;
 /// share to the others.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Fewest positions of a part: joining must stay far cheaper than attending.
+/// Fewest positions of a part.
 const MIN_PART: usize = 4 * BLOCK;
+
+/// A part's attending costs at least so many times what writing and joining its sums does.
+const PART_WORTH: usize = 32;
 
 /// Most parts of a sequence in batch-invariant mode.
 const MAX_INVARIANT_PARTS: usize = 16;
@@ -139,10 +144,17 @@ impl Sizes {
     }
 
     /// Cost of one position for a task, in bytes of memory traffic: what it reads, and its
-    /// arithmetic at the 16 operations a vector unit does while a byte arrives.
+    /// arithmetic.
     fn weight(&self, heads: usize, queries: usize) -> usize {
         let flops = 2 * heads * self.group * queries * (self.width_k + self.width_v);
-        (self.token_bytes * heads).div_ceil(self.heads) + flops / 16
+        (self.token_bytes * heads).div_ceil(self.heads) + flops / self.flops_per_byte
+    }
+
+    /// Fewest positions of a part of a tile, for joining to stay far cheaper than attending.
+    fn min_part(&self, heads: usize, queries: usize) -> usize {
+        // Every sum is written once and read once.
+        let sums = heads * self.head_rows(queries) * self.width_v * 2 * size_of::<f32>();
+        (PART_WORTH * sums / self.weight(heads, queries)).max(MIN_PART)
     }
 
     /// The most that any schedule within an extent needs.
@@ -209,7 +221,9 @@ pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &m
         } else {
             let weight = weight(&tile);
             let parts = weight.div_ceil(share).min(2 * weight / share);
-            end.div_ceil(parts.max(1)).max(MIN_PART)
+            let shortest = sizes.min_part(tile.heads.len(), tile.queries.len());
+            // As many equal parts as are long enough.
+            end.div_ceil(parts.min(end / shortest).max(1))
         };
         let length = length.next_multiple_of(BLOCK).max(BLOCK);
         // A tile that sees nothing is a task too: it writes empty rows.
@@ -265,6 +279,7 @@ mod tests {
         width_k: 128,
         width_v: 128,
         token_bytes: 4096,
+        flops_per_byte: 16,
         row_align: 1,
         threads: 2,
         batch_invariant: false,
@@ -347,6 +362,7 @@ mod tests {
                 width_k,
                 width_v,
                 token_bytes: 2 * heads * (width_k + width_v),
+                flops_per_byte: 16,
                 row_align: if width_k % 2 == 0 { 16 } else { 1 },
                 threads,
                 batch_invariant,

@@ -92,8 +92,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Rewrites a plan in place for another step within its capacity.
     ///
-    /// It must not allocate. On a device it must write the memory that captured work reads, so
-    /// that a graph captured with the plan computes the new step when it is replayed.
+    /// It must allocate no device memory; the reference, which promises no speed, is the one engine
+    /// that may allocate on the host. On a device it must write the memory that captured work
+    /// reads, so that a graph captured with the plan computes the new step when it is replayed,
+    /// under another mask too.
     ///
     /// # Errors
     /// A failing device.
@@ -137,10 +139,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Attention of a step's queries over a cache.
     ///
-    /// It must not allocate, and on a device must neither wait nor copy to the host. It must write
-    /// the first `total_q` rows of `o` and `lse` and leave the rest as it is. In the problem's
-    /// batch-invariant mode the bits of a sequence's result must not depend on the other sequences
-    /// of the step, on page ids or on the page size.
+    /// It must not allocate (the reference may), and on a device must neither wait nor copy to the
+    /// host. It must write the first `total_q` rows of `o` and `lse` and leave the rest as it is.
+    /// In the problem's batch-invariant mode the bits of a sequence's result must not depend on the
+    /// other sequences of the step, on page ids or on the page size.
     ///
     /// # Errors
     /// A failing device.

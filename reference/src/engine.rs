@@ -163,6 +163,13 @@ pub struct ReferencePlan {
     step: Step,
 }
 
+impl ReferencePlan {
+    /// The step that the plan was last written for.
+    pub fn step(&self) -> &Step {
+        &self.step
+    }
+}
+
 impl PlanInfo for ReferencePlan {
     fn planned(&self) -> &Planned {
         &self.planned

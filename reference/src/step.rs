@@ -383,7 +383,7 @@ pub enum InvalidStep {
 mod tests {
     use super::*;
 
-    // [S-1.3] [S-1.4] [S-4.3]
+    // [S-1.1] [S-1.3] [S-1.4] [S-4.3]
     #[test]
     fn sequences_are_packed_one_after_another() {
         let tables = [[PageId(4), PageId(2)], [PageId(9), PageId(9)], [PageId(0), PageId(1)]];

@@ -1,7 +1,8 @@
 //! What attention variants cost per cached token, against tensor-parallel degree and a device.
 //!
-//! Everything here is arithmetic of [`grouped_attention::cost`] and [`Sharding`]; nothing is
-//! measured, except the points that a caller brings to be drawn on the same roofline.
+//! Everything here is arithmetic of [`grouped_attention::cost`] and [`Sharding`]. Measured are only
+//! the rates of this machine, if it is the device, and the points that a caller brings to be drawn
+//! on the same roofline.
 //!
 //! [`Sharding`]: grouped_attention::Sharding
 
@@ -14,3 +15,4 @@ mod lanes;
 pub mod points;
 pub mod shape;
 pub mod table;
+pub mod this;

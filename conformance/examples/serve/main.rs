@@ -17,11 +17,15 @@ use grouped_attention::{AnyBackend, Backend, Sharding};
 use grouped_attention_conformance::engines;
 use grouped_attention_conformance::lm::{Decoder, Model};
 use grouped_attention_conformance::serve::{
-    Arrival, Preemption, Server, ServerOptions, Summary, WallClock, read_trace, replay,
+    Arrival, Outcome, Preemption, Record, Server, ServerOptions, Summary, WallClock, read_trace,
+    replay,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use options::Options;
 use report::{Pool, Run};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -44,6 +48,13 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), Failure> {
     let backend = engines::open(&options.backend)?;
     let loads = loads(options)?;
+    // Found now, not after the last run.
+    let named = |path: &Path, error| format!("{}: {error}", path.display());
+    let mut svg = match &options.svg {
+        Some(path) => Some(File::create(path).map_err(|error| named(path, error))?),
+        None => None,
+    };
+    let mut out = std::io::stdout().lock();
     let mut runs = Vec::new();
     for &variant in &options.variant {
         let models = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"));
@@ -53,20 +64,19 @@ fn run(options: &Options) -> Result<(), Failure> {
             for load in &loads {
                 let run = serve(options, &backend, &model, pool, preemption, load)?;
                 if !options.json {
-                    report::print(&run);
+                    writeln!(out, "{}", report::describe(&run)?)?;
                 }
                 runs.push(run);
             }
         }
     }
     if options.json {
-        println!("{}", report::json(&backend.identity(), options, &runs));
+        writeln!(out, "{}", report::json(&backend.identity(), options, &runs))?;
     } else {
-        report::print_table(&backend.identity(), options, &runs);
+        write!(out, "{}", report::table(&backend.identity(), options, &runs)?)?;
     }
-    if let Some(path) = &options.svg {
-        std::fs::write(path, figure::latency(&runs)?)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+    if let Some(file) = &mut svg {
+        file.write_all(figure::latency(&runs)?.as_bytes())?;
     }
     Ok(())
 }
@@ -97,7 +107,9 @@ fn loads(options: &Options) -> Result<Vec<Load>, Failure> {
 fn pool(options: &Options, model: &Model) -> Result<Pool, Failure> {
     let layer = model.layers().next().ok_or("the model has no layers")?;
     let shard = Sharding::new(layer.geometry(), options.devices)?;
-    let token_bytes = shard.bytes_per_token(options.dtype) * model.layers().len();
+    let layers = model.layers().len();
+    let token_bytes = shard.bytes_per_token(options.dtype) * layers;
+    let layers_bytes = layer.geometry().row().elements() * options.dtype.bytes() * layers;
     let page_bytes = token_bytes * options.page_size;
     let pages = options.budget / page_bytes;
     if pages == 0 {
@@ -105,7 +117,7 @@ fn pool(options: &Options, model: &Model) -> Result<Pool, Failure> {
         let page = format!("one page of {kind}, {page_bytes} bytes");
         return Err(format!("a budget of {budget} bytes has no room for {page}").into());
     }
-    Ok(Pool { pages, page_size: options.page_size, token_bytes })
+    Ok(Pool { pages, page_size: options.page_size, token_bytes, layers_bytes })
 }
 
 fn serve(
@@ -139,7 +151,16 @@ fn serve(
         counters: replay.counters,
         pages: replay.gauges.iter().map(|gauge| (gauge.at.as_secs_f64(), gauge.pages)).collect(),
         timing: server.texts().timing(),
+        refusals: refusals(&replay.records),
     })
+}
+
+fn refusals(records: &[Record]) -> Vec<String> {
+    let reason = |record: &Record| match &record.outcome {
+        Outcome::Refused(error) => Some(error.to_string()),
+        _ => None,
+    };
+    records.iter().filter_map(reason).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn progress(variant: LayerKind, rate: Option<f64>, requests: usize) -> ProgressBar {

@@ -6,14 +6,17 @@ use grouped_attention::layers::LayerKind;
 use grouped_attention_conformance::lm::Timing;
 use grouped_attention_conformance::serve::{Counters, Percentiles, Preemption, Summary};
 use serde_json::{Value, json};
+use std::fmt::{self, Write};
 
 /// The pages that a variant's caches have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pool {
     pub(crate) pages: usize,
     pub(crate) page_size: usize,
-    /// Bytes of a token in all layers.
+    /// Bytes of a token in all layers, on one device.
     pub(crate) token_bytes: usize,
+    /// The same, undivided: what moves to the host and back here.
+    pub(crate) layers_bytes: usize,
 }
 
 impl Pool {
@@ -35,6 +38,8 @@ pub(crate) struct Run {
     /// Seconds, and pages that requests held then.
     pub(crate) pages: Vec<(f64, usize)>,
     pub(crate) timing: Timing,
+    /// Why requests were refused, each reason once.
+    pub(crate) refusals: Vec<String>,
 }
 
 impl Run {
@@ -66,47 +71,61 @@ impl Run {
 }
 
 /// One run, at length.
-pub(crate) fn print(run: &Run) {
+pub(crate) fn describe(run: &Run) -> Result<String, fmt::Error> {
     let Run { pool, summary, counters, timing, .. } = run;
     let Summary { answered, cancelled, refused, duration, .. } = summary;
-    println!(
-        "{} at {}, {}: {answered} answered, {cancelled} cancelled, {refused} refused in {duration:.1} s",
+    let mut out = String::new();
+    writeln!(
+        out,
+        "{} at {}, {}: {answered} answered, {cancelled} cancelled, {refused} refused in \
+         {duration:.1} s",
         run.variant,
         run.load(),
         run.policy()
-    );
+    )?;
+    for reason in &run.refusals {
+        writeln!(out, "  refused     {reason}")?;
+    }
     let tokens = pool.pages * pool.page_size;
-    println!(
+    writeln!(
+        out,
         "  cache       {} pages of {} tokens, {tokens} tokens of {} bytes",
         pool.pages, pool.page_size, pool.token_bytes
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "  in use      mean {:.1} pages ({:.0} KiB), peak {} ({:.0} KiB)  {}",
         summary.mean_pages,
         pool.kib(summary.mean_pages),
         summary.peak_pages,
         pool.kib(summary.peak_pages as f64),
         sparkline(&run.use_over_time(32))
-    );
-    println!(
-        "  steps       {} of {:.1} requests and {:.1} tokens; attention {:.0} % of the model's time",
+    )?;
+    writeln!(
+        out,
+        "  steps       {} of {:.1} requests and {:.1} tokens; attention {:.0} % of the time",
         counters.steps,
         summary.mean_batch,
         counters.computed as f64 / counters.steps.max(1) as f64,
         100.0 * attention_part(timing)
-    );
-    println!(
-        "  preempted   {} times; {} tokens computed again, {} rows out, {} back in {:.1} ms",
+    )?;
+    writeln!(
+        out,
+        "  preempted   {} times; {} tokens computed again; {} rows out, {} back ({:.0} KiB) in \
+         {:.1} ms",
         counters.preemptions,
         counters.recomputed,
         counters.rows_out,
         counters.rows_in,
+        ((counters.rows_out + counters.rows_in) * pool.layers_bytes) as f64 / 1024.0,
         counters.moving.as_secs_f64() * 1e3
-    );
-    println!(
-        "  shared      {} tokens by prefix; drafts {} of {} accepted\n",
+    )?;
+    writeln!(
+        out,
+        "  shared      {} tokens by prefix; drafts {} of {} accepted",
         counters.shared, counters.accepted, counters.drafted
-    );
+    )?;
+    Ok(out)
 }
 
 /// Eight heights for parts from 0 to 1.
@@ -121,27 +140,33 @@ fn attention_part(timing: &Timing) -> f64 {
 }
 
 /// All runs side by side.
-pub(crate) fn print_table(identity: &Identity, options: &Options, runs: &[Run]) {
-    println!("engine {identity}");
-    println!("{} bytes of pages for each variant, {} caches", options.budget, options.dtype);
-    if options.devices > 1 {
-        println!(
-            "pages are as many as one of {} devices holds of its share; one device computes it all",
-            options.devices
-        );
+pub(crate) fn table(
+    identity: &Identity,
+    options: &Options,
+    runs: &[Run],
+) -> Result<String, fmt::Error> {
+    let mut out = format!("engine {identity}\n");
+    let (budget, dtype, devices) = (options.budget, options.dtype, options.devices);
+    writeln!(out, "{budget} bytes of {dtype} pages for each variant, all layers together")?;
+    if devices > 1 {
+        let note = "holds of its share of the heads; here one computes it all";
+        writeln!(out, "pages are as many as one of {devices} devices {note}")?;
     }
-    println!(
-        "\n{:34}{:>21}{:>21}{:>21}",
-        "", "first byte, s", "between bytes, ms", "bytes/s of a request"
-    );
-    println!(
-        "{:4} {:>6} {:9} {:>6} {:>6}{:>21}{:>21}{:>21} {:>8} {:>9} {:>6}",
-        "", "load", "preempted", "pages", "peak", HEAD, HEAD, HEAD, "bytes/s", "preempted", "again"
-    );
+    writeln!(
+        out,
+        "\n{:35}{:>21}{:>21}{:>21}",
+        "", "first byte, s", "between bytes, ms", "a request, bytes/s"
+    )?;
+    writeln!(
+        out,
+        "{:4} {:>6} {:10} {:>5} {:>6}{HEAD:>21}{HEAD:>21}{HEAD:>21} {:>8} {:>9} {:>6}",
+        "", "load", "policy", "pages", "peak", "bytes/s", "preempted", "again"
+    )?;
     for run in runs {
         let Run { summary, counters, .. } = run;
-        println!(
-            "{:4} {:>6} {:9} {:>6} {:>6}{}{}{} {:>8.1} {:>9} {:>6}",
+        writeln!(
+            out,
+            "{:4} {:>6} {:10} {:>5} {:>6}{}{}{} {:>8.1} {:>9} {:>6}",
             run.variant,
             run.load(),
             run.policy(),
@@ -152,9 +177,11 @@ pub(crate) fn print_table(identity: &Identity, options: &Options, runs: &[Run]) 
             cells(summary.request_rate, 1.0, 1),
             summary.throughput,
             counters.preemptions,
-            counters.recomputed.max(counters.rows_in)
-        );
+            // Tokens whose rows came a second time, from the model or from the host.
+            counters.recomputed + counters.rows_in
+        )?;
     }
+    Ok(out)
 }
 
 const HEAD: &str = "p50    p90    p99";
@@ -196,6 +223,7 @@ fn json_run(run: &Run) -> Value {
         "preemptions": run.counters.preemptions,
         "rows_out": run.counters.rows_out,
         "rows_in": run.counters.rows_in,
+        "refusals": run.refusals,
         "moving_s": moving.as_secs_f64(),
         "attention_s": run.timing.attention.as_secs_f64(),
         "dense_s": run.timing.dense.as_secs_f64(),

@@ -3,7 +3,7 @@
 use arbitrary::{Arbitrary, Result, Unstructured};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Overwrites some bytes of a file's header, which the mutations of tensors leave well-formed.
 pub fn corrupt(bytes: &mut [u8], edits: usize, input: &mut Unstructured<'_>) -> Result<()> {
@@ -198,12 +198,16 @@ impl File {
         Ok(())
     }
 
-    /// The bytes of the file.
+    /// The bytes of the file; of several tensors with one name, the first.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let views = self.tensors.iter().map(|(name, dtype, shape, bytes)| {
-            (name, TensorView::new(*dtype, shape.clone(), bytes))
-        });
-        let views: Vec<_> = views.filter_map(|(name, view)| Some((name, view.ok()?))).collect();
+        let views: BTreeMap<&str, TensorView<'_>> = self
+            .tensors
+            .iter()
+            .rev()
+            .filter_map(|(name, dtype, shape, bytes)| {
+                Some((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).ok()?))
+            })
+            .collect();
         safetensors::serialize(views, Some(self.metadata.clone())).unwrap_or_default()
     }
 }

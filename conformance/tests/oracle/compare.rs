@@ -46,7 +46,7 @@ fn the_exact_result_passes_under_every_arithmetic() {
     }
 }
 
-/// The definition of the rounding that each arithmetic allows is what the outputs suffer.
+/// Rounding an output is allowed where its format or the stated arithmetic says so `[S-7.18]`.
 #[test]
 fn a_rounded_result_passes_where_the_rounding_is_stated() {
     let folder = folder();
@@ -65,6 +65,7 @@ fn a_rounded_result_passes_where_the_rounding_is_stated() {
     assert_eq!(judged(&folder, "--arithmetic f64", widened).status, 1);
 }
 
+// [S-1.1]
 #[test]
 fn the_worst_element_is_named() {
     let folder = folder();
@@ -157,4 +158,16 @@ fn general_position_is_sharper() {
     assert_eq!(judged(&folder, words, off).status, 0);
     assert_eq!(judged(&folder, &format!("{words} --general-position"), off).status, 1);
     assert_eq!(judged(&folder, &format!("{words} --general-position"), |exact| exact).status, 0);
+}
+
+/// A verdict about nothing is not a pass `[S-7.3]`.
+#[test]
+fn an_arithmetic_without_a_bound_judges_nothing() {
+    let folder = folder();
+    let ran = judged(&folder, "--arithmetic f32 --vector 0.5", |exact| exact);
+    assert_eq!((ran.status, ran.stdout.as_str()), (2, ""));
+    insta::assert_snapshot!(ran.stderr, @r"
+    note: 12 rows are outside the domain of the bounds, and not judged
+    error: nothing could be judged: the stated arithmetic implies no bound for any row
+    ");
 }

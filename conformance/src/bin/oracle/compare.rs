@@ -7,6 +7,7 @@ use crate::files;
 use clap::Args;
 use grouped_attention::{Arithmetic, Attended, Dtype};
 use grouped_attention_conformance::file::{CaseFile, Floats, Format, ResultFile};
+use grouped_attention_conformance::tolerance::saw_finite;
 use grouped_attention_conformance::{Comparison, Expected, Tolerance, compare};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +43,13 @@ impl Compare {
         let attended = case.attend().map_err(Failure::run(&self.case))?;
         let tolerance = self.tolerance(&case, &result, self.stated.arithmetic());
         let comparison = judge(&case, &result, &attended, &tolerance);
+        let unjudged = unjudged(&attended, &tolerance, case.geometry().width_v());
+        if unjudged > 0 {
+            eprintln!("note: {unjudged} rows are outside the domain of the bounds, and not judged");
+        }
+        if comparison.numbers == 0 && unjudged > 0 {
+            return Err(Failure::NothingJudged);
+        }
         report(&comparison);
         let status = if comparison.passed() { 0 } else { OUT_OF_BOUND };
         Ok(ExitCode::from(status))
@@ -82,11 +90,18 @@ fn judge(
     compare(&expected, &result.o.values, lse, tolerance)
 }
 
+/// Rows of finite numbers for which the stated arithmetic implies no bound `[S-7.3]`.
+fn unjudged(attended: &Attended, tolerance: &Tolerance, width_v: usize) -> usize {
+    let rows = attended.rows.iter().enumerate().filter(|(_, stats)| stats.visible > 0);
+    let finite = rows.filter(|(row, _)| saw_finite(attended, *row, width_v));
+    finite.filter(|(_, stats)| !tolerance.row(stats, 0.0).applies()).count()
+}
+
 fn report(comparison: &Comparison) {
     let Comparison { rows, rows_without_numbers, numbers, violations, .. } = comparison;
     for worst in comparison.worst.iter().flatten() {
         println!("worst {worst}");
     }
-    println!("{rows} rows compared by number, {rows_without_numbers} empty or not finite");
+    println!("{rows} rows compared by number, {rows_without_numbers} not");
     println!("{violations} of {numbers} numbers out of bound");
 }

@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Run { path: PathBuf, source: RunError },
+    #[error("nothing could be judged: the stated arithmetic implies no bound for any row")]
+    NothingJudged,
     #[error(transparent)]
     Case(Box<NoCase>),
     #[error(transparent)]
