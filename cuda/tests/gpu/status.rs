@@ -1,4 +1,5 @@
 //! Page ids that only the device knows: an illegal one is found, reported and harms nobody else.
+//! [S-4.22]
 
 use crate::driver::Driver;
 use crate::layer::{PAGE_SIZE, Results, fill, gla, queries, random, step, upload};
