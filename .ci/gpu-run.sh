@@ -3,7 +3,8 @@
 #
 #   run [folder]    from the root of a checkout, which has the models; gpu.md and logs go to the folder
 #
-# SANITIZE=0 leaves compute-sanitizer out.
+# SANITIZE=0 leaves compute-sanitizer out; LIMIT is the seconds that one check may take (600);
+# GROUPED_ATTENTION_RANDOM_CASES thins the suite.
 set -uo pipefail
 pack=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$pack/out}
@@ -19,19 +20,34 @@ for folder in /usr/local/cuda/lib64 \
   fi
 done
 export GROUPED_ATTENTION_CUDA_CACHE=${GROUPED_ATTENTION_CUDA_CACHE:-$(mktemp -d)}
-export GROUPED_ATTENTION_REQUIRE_ENGINES=cuda,cuda-naive
+export GROUPED_ATTENTION_REQUIRE_ENGINES=cuda,cuda-portable,cuda-naive
 
-# check NAME COMMAND..: a line of the summary, the log beside it
+# check NAME COMMAND..: starts a check, whose log and line of the summary lie beside each other
+names=()
 check() {
-  local name=$1 start=$SECONDS result=ok
+  names+=("$1")
+  run_check "$@" &
+}
+run_check() {
+  local name=$1 start=$SECONDS result=ok counts
   shift
-  "$@" > "$out/$name.log" 2>&1 || { result=FAILED; failures=$((failures + 1)); }
-  local counts
-  counts=$(grep -a '^test result' "$out/$name.log" | tail -1 | sed 's/^test result: [a-zA-Z]*\. //; s/; 0 measured.*//')
-  echo "| $name | $result | ${counts:-} | $((SECONDS - start)) s |" | tee -a "$summary"
+  timeout "${LIMIT:-600}" "$@" > "$out/$name.log" 2>&1 || result=FAILED
+  counts=$(grep -a '^test result' "$out/$name.log" | tail -1 |
+    sed 's/^test result: [a-zA-Z]*\. //; s/; 0 measured.*//')
+  echo "| $name | $result | ${counts:-} | $((SECONDS - start)) s |" > "$out/$name.line"
+}
+# Waits for the checks so far and adds their lines.
+collect() {
+  wait
+  local name
+  for name in "${names[@]}"; do
+    tee -a "$summary" < "$out/$name.line"
+    grep -q '| ok |' "$out/$name.line" || failures=$((failures + 1))
+  done
+  names=()
 }
 
-generate() {
+generate_all() {
   local prompt='Now is the winter of our discontent' variant speculate
   for variant in gqa gta mla gla; do
     for speculate in 0 4; do
@@ -45,11 +61,8 @@ generate() {
   done
 }
 
-sanitize() {
-  local tool=$1
-  shift
-  compute-sanitizer --tool "$tool" --error-exitcode 1 "$@"
-}
+export pack out
+export -f generate_all
 
 {
   echo "# Results on a GPU"
@@ -65,21 +78,25 @@ sanitize() {
   echo "|---|---|---|---|"
 } > "$summary"
 
-check conformance-cuda "$pack/backends" cuda/
-check conformance-cuda-naive "$pack/backends" cuda-naive/
 check gpu-first "$pack/gpu"
+check generate bash -c generate_all
+for engine in cuda cuda-portable cuda-naive; do
+  check "conformance-$engine" "$pack/backends" "$engine/"
+done
+collect
 check gpu-second "$pack/gpu"
-check generate generate
 if [ "${SANITIZE:-1}" != 0 ]; then
-  # A few whole cases of every variant, and what no case has; far rows and threads only cost time.
-  subset=(--skip far --skip past --skip threads --test-threads 1)
+  # Far rows and threads only cost time; a slice of the grid stands for the rest.
+  sanitizer=(compute-sanitizer --error-exitcode 1)
   export GROUPED_ATTENTION_RANDOM_CASES=1
   for tool in memcheck racecheck synccheck initcheck; do
-    check "$tool-gpu" sanitize "$tool" "$pack/gpu" "${subset[@]}" cuda/
-    check "$tool-cases" timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$pack/backends" --test-threads 1 cuda/gta/grid-00
+    check "$tool-gpu" "${sanitizer[@]}" --tool "$tool" "$pack/gpu" --test-threads 1 \
+      --skip past --skip threads
+    check "$tool-cases" "${sanitizer[@]}" --tool "$tool" "$pack/backends" --test-threads 1 \
+      --skip cpu --skip reference --skip naive grid-000
   done
 fi
+collect
 echo >> "$summary"
 echo "$failures checks failed." | tee -a "$summary"
 exit "$failures"
