@@ -195,15 +195,17 @@ impl Row<'_> {
         self.compare_numbers(o, lse, &bounds, comparison);
     }
 
-    /// Empty rows by value, rows that saw something non-finite by finiteness.
+    /// Empty rows by value, rows that saw something non-finite by finiteness: what IEEE arithmetic
+    /// gives, or NaN throughout `[S-3.18]`.
     fn compare_exactly(&self, o: &[f64], lse: Option<f64>, comparison: &mut Comparison) {
         let attended = self.expected.attended;
         let stats = &attended.rows[self.index];
+        let all_nan = stats.visible > 0 && o.iter().all(|x| x.is_nan());
         let same = |expected: f64, got: f64| {
             if stats.visible == 0 {
                 expected == got
             } else {
-                expected.is_finite() == got.is_finite()
+                expected.is_finite() == got.is_finite() || (all_nan && got.is_nan())
             }
         };
         let mut push = |quantity, expected: f64, got: f64| {

@@ -426,4 +426,10 @@ fn what_is_finite_on_one_side_alone_is_a_violation() {
     let seen = row.exact();
     assert!(judge(&row, &seen.o, seen.rows[0].lse).passed());
     assert!(!judge(&row, &exact.o, exact.rows[0].lse).passed(), "a NaN was lost");
+    // It may take the whole row, lse included or not, but nothing between.
+    for lse in [seen.rows[0].lse, f64::NAN] {
+        assert!(judge(&row, &[f64::NAN; 4], lse).passed());
+    }
+    let half = [seen.o[0], f64::NAN, f64::NAN, seen.o[3]];
+    assert!(!judge(&row, &half, seen.rows[0].lse).passed(), "a NaN reached a column too many");
 }

@@ -28,8 +28,11 @@ struct OnlineSoftmax {
       for (i32 i = 2 * r; i < R; i += 4) m = fmaxf(m, fmaxf(s[i], s[i + 1]));
       m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
       m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-      const float base = m == -infinity() ? 0.0f : m * scale_log2;
-      correction[r] = m == max[r] ? 1.0f : ptx::exp2(max[r] * scale_log2 - base);
+      // Products rounded by themselves, never contracted: factors telescope only if each maximum
+      // enters all of them as the same number.
+      const float base = m == -infinity() ? 0.0f : __fmul_rn(m, scale_log2);
+      correction[r] =
+          m == max[r] ? 1.0f : ptx::exp2(__fsub_rn(__fmul_rn(max[r], scale_log2), base));
       max[r] = m;
       float total = 0.0f;
 #pragma unroll
@@ -51,7 +54,7 @@ struct OnlineSoftmax {
       total += __shfl_xor_sync(~0u, total, 1);
       total += __shfl_xor_sync(~0u, total, 2);
       factor[r] = total == 0.0f ? 0.0f : 1.0f / total;
-      lse_log2[r] = total == 0.0f ? -infinity() : max[r] * scale_log2 + ptx::log2(total);
+      lse_log2[r] = total == 0.0f ? -infinity() : __fmul_rn(max[r], scale_log2) + ptx::log2(total);
     }
   }
 };
