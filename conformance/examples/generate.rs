@@ -67,14 +67,21 @@ fn temperature(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // Help is an answer and may be long; what is wrong with an option is one sentence.
+        Err(answer) if !answer.use_stderr() => answer.exit(),
+        Err(error) => return fail(error.to_string().lines().next().unwrap_or_default()),
+    };
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("generate: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error.to_string()),
     }
+}
+
+fn fail(what: &str) -> ExitCode {
+    eprintln!("generate: {}", what.trim_start_matches("error: "));
+    ExitCode::FAILURE
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
@@ -98,13 +105,19 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let mut out = std::io::stdout().lock();
-    out.write_all(arguments.prompt.as_bytes())?;
-    out.flush()?;
     let mut failed = None;
+    let mut started = false;
     let generation = generate(&model, &backend, arguments.prompt.as_bytes(), &options, |byte| {
-        let written = out.write_all(&[byte]).and_then(|()| out.flush());
+        // The prompt appears with the first byte after it, so that a refusal prints no text.
+        let prompt = if started { &[][..] } else { arguments.prompt.as_bytes() };
+        started = true;
+        let written =
+            out.write_all(prompt).and_then(|()| out.write_all(&[byte])).and_then(|()| out.flush());
         failed = failed.take().or(written.err());
     })?;
+    if !started {
+        out.write_all(arguments.prompt.as_bytes())?;
+    }
     if let Some(error) = failed {
         return Err(error.into());
     }

@@ -2,6 +2,7 @@
 
 use grouped_attention::{AnyBackend, EngineError, Reference};
 use grouped_attention_cpu::CpuBackend;
+use grouped_attention_cuda::CudaBackend;
 
 /// Names that [`open`] knows.
 pub const NAMES: [&str; 3] = ["reference", "cpu", "cuda"];
@@ -14,6 +15,7 @@ pub fn open(name: &str) -> Result<AnyBackend, OpenError> {
     match name {
         "reference" => Ok(Box::new(Reference::new())),
         "cpu" => Ok(Box::new(CpuBackend::new())),
+        "cuda" => Ok(Box::new(CudaBackend::new(0)?)),
         _ => Err(OpenError::Unknown { name: name.to_owned() }),
     }
 }

@@ -56,6 +56,31 @@ impl Memory {
     }
 }
 
+/// Operations per second of bf16 tile products whose operands stay in the first-level cache, on all
+/// threads of a pool together; `None` where there is no matrix unit.
+pub fn matrix(pool: &Arc<ThreadPool>) -> Option<f64> {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        let amx = crate::amx::Amx::detect().ok()?;
+        // The best of many samples, each shorter than a turn of the scheduler.
+        let sample = |best: &mut f64| {
+            for _ in 0..200 {
+                let start = Instant::now();
+                let operations = crate::matrix::multiply(amx, 1000);
+                *best = best.max(operations / start.elapsed().as_secs_f64());
+            }
+        };
+        let mut rates = vec![0.0; pool.current_num_threads()];
+        Threads::Pool(Arc::clone(pool)).each(&mut rates, sample);
+        Some(rates.iter().sum())
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    {
+        let _ = pool;
+        None
+    }
+}
+
 struct Sum<'a> {
     share: &'a [f32],
     reading: Reading,

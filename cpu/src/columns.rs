@@ -15,6 +15,15 @@ pub(crate) struct Columns {
     pub(crate) l: [f32; ROWS],
 }
 
+/// What sixteen rows see of some positions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    /// Leading positions that all rows see.
+    pub(crate) clear: usize,
+    /// One mask a position, all of them: bit i says whether row i sees it.
+    pub(crate) masks: &'a [u16],
+}
+
 /// How far scores may exceed the maximum that is kept before it follows them: sums are rescaled
 /// seldom, and a probability stays below 2^8.
 const LAZY: f32 = 8.0;
@@ -26,21 +35,19 @@ impl Columns {
     /// Turns scores into probabilities in bf16, tiles of `[row, position]`, adds them to `l`
     /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be.
     ///
-    /// Bit i of a position's mask says whether row i sees it; without masks all rows see all of
-    /// the `count` positions. The probabilities replace `scores` if `keep`.
+    /// The probabilities replace `scores` if `keep`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) fn push(
         &mut self,
         scores: &mut [Tile<f32>],
-        count: usize,
-        masks: Option<&[u16]>,
+        seen: Seen<'_>,
         scale: f32,
         keep: bool,
         out: &mut [Tile<u32>],
         sums: &mut [f32],
     ) {
         let scale = _mm512_set1_ps(scale);
-        let largest = _mm512_mul_ps(largest(scores, count, masks), scale);
+        let largest = _mm512_mul_ps(largest(scores, seen), scale);
         let base = self.follow(largest, sums);
         let shift = _mm512_sub_ps(_mm512_setzero_ps(), base);
         let mut sum = _mm512_setzero_ps();
@@ -48,12 +55,11 @@ impl Columns {
             let first = step * DEPTH;
             let tiles = &mut scores[2 * step..][..2];
             let exponents = Exponents { scale, shift };
-            let (words, added) = if masks.is_none() && first + DEPTH <= count && !keep {
+            let (words, added) = if first + DEPTH <= seen.clear && !keep {
                 exponents.whole(tiles)
             } else {
-                let count = (count - first).min(DEPTH);
-                let masks = masks.map(|masks| &masks[first..first + count]);
-                exponents.partial(tiles, count, masks)
+                let masks = &seen.masks[first..];
+                exponents.partial(tiles, &masks[..masks.len().min(DEPTH)])
             };
             sum = _mm512_add_ps(sum, added);
             for (row, words) in out.0.iter_mut().zip(transpose(words)) {
@@ -118,22 +124,16 @@ impl Exponents {
         (words, _mm512_add_ps(sum[0], sum[1]))
     }
 
-    /// As [`whole`](Self::whole), for the first `count` positions and what rows see of them; the
-    /// probabilities replace the scores.
+    /// As [`whole`](Self::whole), for as many positions as there are masks and what rows see of
+    /// them; the probabilities replace the scores.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn partial(
-        self,
-        scores: &mut [Tile<f32>],
-        count: usize,
-        masks: Option<&[u16]>,
-    ) -> ([__m512i; ROWS], __m512) {
+    fn partial(self, scores: &mut [Tile<f32>], masks: &[u16]) -> ([__m512i; ROWS], __m512) {
         let mut all = [_mm512_setzero_ps(); DEPTH];
         let mut sum = _mm512_setzero_ps();
-        for (j, p) in all[..count].iter_mut().enumerate() {
+        for (j, (p, seen)) in all.iter_mut().zip(masks).enumerate() {
             let score = &mut scores[j / ROWS].0[j % ROWS];
-            let seen = masks.map_or(u16::MAX, |masks| masks[j]);
-            *p = exp2(seen, _mm512_fmadd_ps(get(score), self.scale, self.shift));
+            *p = exp2(*seen, _mm512_fmadd_ps(get(score), self.scale, self.shift));
             sum = _mm512_add_ps(sum, *p);
             put(score, *p);
         }
@@ -164,23 +164,18 @@ fn rescale(factors: &[f32; ROWS], sums: &mut [f32]) {
 /// The largest score of each row over the positions that it sees.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn largest(scores: &[Tile<f32>], count: usize, masks: Option<&[u16]>) -> __m512 {
+fn largest(scores: &[Tile<f32>], seen: Seen<'_>) -> __m512 {
     let mut max = [negative_infinity(); 4];
-    let (tiles, rest) = (count / ROWS, count % ROWS);
-    if masks.is_none() {
-        for tile in &scores[..tiles] {
-            for (j, score) in tile.0.iter().enumerate() {
-                // NaNs stand first and are ignored; their probabilities spread them.
-                max[j % 4] = _mm512_max_ps(get(score), max[j % 4]);
-            }
+    let whole = seen.clear / ROWS;
+    for tile in &scores[..whole] {
+        for (j, score) in tile.0.iter().enumerate() {
+            // NaNs stand first and are ignored; their probabilities spread them.
+            max[j % 4] = _mm512_max_ps(get(score), max[j % 4]);
         }
     }
-    let start = if masks.is_none() { tiles * ROWS } else { 0 };
-    debug_assert!(start + rest <= count);
-    for j in start..count {
-        let seen = masks.map_or(u16::MAX, |masks| masks[j]);
+    for (j, seen) in seen.masks.iter().enumerate().skip(whole * ROWS) {
         let score = get(&scores[j / ROWS].0[j % ROWS]);
-        max[0] = _mm512_mask_max_ps(max[0], seen, score, max[0]);
+        max[0] = _mm512_mask_max_ps(max[0], *seen, score, max[0]);
     }
     _mm512_max_ps(_mm512_max_ps(max[0], max[1]), _mm512_max_ps(max[2], max[3]))
 }
@@ -210,8 +205,9 @@ fn exp2(seen: u16, x: __m512) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pairs(a: __m512, b: __m512) -> __m512i {
+    let apart = _mm512_cvtne2ps_pbh(b, a);
     // SAFETY: both types are 512 bits without meaning of their own.
-    let apart: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) };
+    let apart: __m512i = unsafe { std::mem::transmute(apart) };
     const ORDER: [u16; 32] = {
         let mut order = [0; 32];
         let mut i = 0;

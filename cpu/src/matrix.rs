@@ -15,14 +15,14 @@ use crate::amx::{Amx, DEPTH, Piece, ROWS, Tile, Tiles};
 use crate::amx::{scores_2x2, scores_4x1, values_1x4, values_2x2};
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
-use crate::columns::Columns;
+use crate::columns::{Columns, Seen};
 use crate::lanes::{Avx512, Job, Lanes};
 use crate::pack::{load, pack_values, store, transpose};
 use crate::plan::{Padded, Scratch, with_capacity};
 use crate::rows::{Strip, finite};
 use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Task};
 
-use crate::task::{is_mixed, key_widths, locate, see, strips};
+use crate::task::{clear, key_widths, locate, see, strips};
 use grouped_attention::EngineError;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -114,7 +114,7 @@ impl MatrixRun<'_> {
         };
         let tiles = amx.tiles();
         // SAFETY: `amx` proves the features.
-        unsafe { self.attend(&tiles, matrix, offsets, sees, sums) }
+        unsafe { self.attend(lanes, &tiles, matrix, offsets, sees, sums) }
         drop(tiles);
         if task.slot.is_none() {
             lanes.vectorize(Finish { shared, task, sums });
@@ -124,6 +124,7 @@ impl MatrixRun<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn attend(
         self,
+        lanes: Avx512,
         tiles: &Tiles,
         scratch: &mut MatrixScratch,
         offsets: &mut [Box<[usize]>; 2],
@@ -138,8 +139,8 @@ impl MatrixRun<'_> {
         let mut first = task.positions.start;
         while first < task.positions.end {
             let count = (task.positions.end - first).min(MATRIX_BLOCK);
-            let mixed = is_mixed(shared, task, first + count);
-            if mixed {
+            let clear = clear(shared, task, first, count);
+            if clear < count {
                 for (word, sees) in
                     sees.chunks_exact_mut(task.queries.len()).take(WORDS).enumerate()
                 {
@@ -149,9 +150,11 @@ impl MatrixRun<'_> {
             }
             let block = Block {
                 run: self,
+                lanes,
                 tiles,
                 offsets: locate(shared, task.sequence, first, count, offsets),
-                sees: mixed.then_some(&*sees),
+                sees,
+                clear,
                 count,
             };
             for head in 0..task.heads.len() {
@@ -201,10 +204,13 @@ impl MatrixRun<'_> {
 /// Up to [`MATRIX_BLOCK`] positions, for all heads of a task.
 struct Block<'a> {
     run: MatrixRun<'a>,
+    lanes: Avx512,
     tiles: &'a Tiles,
     offsets: [&'a [usize]; 2],
-    /// What queries see, `[words, queries]`; `None` where all see all of it.
-    sees: Option<&'a [u64]>,
+    /// What queries see, `[words, queries]`, if not all see all of it.
+    sees: &'a [u64],
+    /// Leading positions that all queries see.
+    clear: usize,
     count: usize,
 }
 
@@ -224,26 +230,25 @@ impl Block<'_> {
         let columns = &mut columns[head * row_tiles..][..row_tiles];
         let sums = &mut sums[head * row_tiles * ROWS * stride..][..row_tiles * ROWS * stride];
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
-        let careful = self.sees.filter(|_| !finite(value_strip));
-        pack_values(value_strip, steps, values);
+        let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
+        pack_values(self.lanes, value_strip, steps, values);
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
             keys.score(self.tiles, &queries[2 * pair * depth..], columns.len(), scores);
             for (i, columns) in columns.iter_mut().enumerate() {
                 let tile = 2 * pair + i;
                 let scores = &mut scores[i * GROUPS..][..GROUPS];
-                let masks = self.sees.map(|sees| self.masks(sees, tile));
-                let masks = masks.as_ref().map(|masks| &masks[..self.count]);
+                let masks = self.masks(tile);
+                let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
                 let sums = &mut sums[tile * ROWS * stride..][..ROWS * stride];
                 let p = &mut probabilities[tile * STEPS..][..steps];
-                let (scale, keep) = (shared.scale_log2, careful.is_some());
-                columns.push(scores, self.count, masks, scale, keep, p, sums);
-                if let Some(masks) = masks.filter(|_| keep) {
-                    accumulate_seen(scores, masks, value_strip, sums);
+                columns.push(scores, seen, shared.scale_log2, keep, p, sums);
+                if keep {
+                    accumulate_seen(scores, seen.masks, value_strip, sums);
                 }
             }
         }
-        if careful.is_none() {
+        if !keep {
             let product = Product { tiles: self.tiles, probabilities, values, steps, stride };
             for tile in (0..row_tiles).step_by(2) {
                 let sums = &mut sums[tile * ROWS * stride..];
@@ -253,19 +258,19 @@ impl Block<'_> {
     }
 
     /// Which rows of a row tile see each position, a row to a bit.
-    fn masks(&self, sees: &[u64], tile: usize) -> [u16; MATRIX_BLOCK] {
+    fn masks(&self, tile: usize) -> [u16; MATRIX_BLOCK] {
         let MatrixRun { shared, task, .. } = self.run;
         let queries = task.queries.len();
-        let mut masks = [0; MATRIX_BLOCK];
-        for lane in 0..ROWS {
-            let t = (tile * ROWS + lane) / shared.geometry.group();
-            // Rows of padding see nothing.
-            if t >= queries {
-                break;
-            }
-            for (j, mask) in masks[..self.count].iter_mut().enumerate() {
-                let bit = sees[j / BLOCK * queries + t] >> (j % BLOCK) & 1;
-                *mask |= (bit as u16) << lane;
+        let mut masks = [u16::MAX; MATRIX_BLOCK];
+        for (j, mask) in masks[..self.count].iter_mut().enumerate().skip(self.clear) {
+            *mask = 0;
+            for lane in 0..ROWS {
+                let t = (tile * ROWS + lane) / shared.geometry.group();
+                // Rows of padding see nothing.
+                if t < queries {
+                    let bit = self.sees[j / BLOCK * queries + t] >> (j % BLOCK) & 1;
+                    *mask |= (bit as u16) << lane;
+                }
             }
         }
         masks
@@ -301,7 +306,7 @@ impl<'a> Keys<'a> {
     ) -> Keys<'a> {
         let count = strips[0].len();
         let groups = count.next_multiple_of(BLOCK) / ROWS;
-        let whole = count % BLOCK == 0
+        let whole = count.is_multiple_of(BLOCK)
             && page_size.is_multiple_of(ROWS)
             && strips.iter().all(|strip| strip.width.is_multiple_of(DEPTH));
         let depths = padded.key.map(|width| width / DEPTH);
@@ -442,4 +447,34 @@ fn accumulate_seen(p: &[Tile<f32>], masks: &[u16], values: Strip<'_, bf16>, sums
             }
         }
     }
+}
+
+/// Multiplies tiles that stay in the first-level cache, `rounds` times; answers the operations.
+pub(crate) fn multiply(amx: Amx, rounds: usize) -> f64 {
+    const STEPS: usize = 8;
+    // Gaussian-like bits: zeros would draw less power and run faster than any real data.
+    let mut word = 0x9e37_79b9_u32;
+    let mut random = || {
+        word ^= word << 13;
+        word ^= word >> 17;
+        word ^= word << 5;
+        // Two bf16 of either sign with exponents around 0.
+        word & 0x80ff_80ff | 0x3f00_3f00
+    };
+    let mut tile = || Tile(std::array::from_fn(|_| std::array::from_fn(|_| random())));
+    let operands: Vec<Tile<u32>> = (0..4 * STEPS).map(|_| tile()).collect();
+    let mut sums = vec![0.0_f32; ROWS * 2 * ROWS * 2];
+    let stride = 2 * ROWS;
+    let tiles = amx.tiles();
+    let at = |i: usize| operands[i * STEPS..][..STEPS].as_ptr();
+    for _ in 0..rounds {
+        let (one, other) = sums.split_at_mut(ROWS * stride);
+        let out = [one.as_mut_ptr(), other.as_mut_ptr()];
+        // SAFETY: each operand is `STEPS` tiles, each output 16 rows of `stride` elements.
+        unsafe {
+            values_2x2(&tiles, [at(0), at(1)], [at(2), at(3)], STEPS, out, stride * 4);
+        }
+    }
+    std::hint::black_box(&sums);
+    (rounds * STEPS * 4 * 2 * ROWS * ROWS * DEPTH) as f64
 }

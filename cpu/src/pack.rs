@@ -1,6 +1,7 @@
 //! Packing for the matrix unit: transposition of 16 by 16 words, and values in pairs of positions.
 
 use crate::amx::{DEPTH, ROWS, Tile};
+use crate::lanes::Avx512;
 use crate::rows::Strip;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -57,7 +58,12 @@ pub(crate) fn store(row: &mut [u32; 16], v: __m512i) {
 /// Packs the values of a block, `[column tiles, steps]`: row i of a tile holds 16 columns of
 /// positions 2i and 2i + 1, side by side. Positions past the strip are zeros.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(crate) fn pack_values(strip: Strip<'_, bf16>, steps: usize, out: &mut [Tile<u32>]) {
+pub(crate) fn pack_values(
+    lanes: Avx512,
+    strip: Strip<'_, bf16>,
+    steps: usize,
+    out: &mut [Tile<u32>],
+) {
     let low: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 32) as u16);
     let high = low.map(|i| i + 16);
     // SAFETY: the arrays are as long as the loads.
@@ -70,6 +76,9 @@ pub(crate) fn pack_values(strip: Strip<'_, bf16>, steps: usize, out: &mut [Tile<
             let first = step * DEPTH + 2 * i;
             let row = |j: usize| if j < strip.len() { strip.row(j) } else { &[] };
             let (a, b) = (row(first), row(first + 1));
+            // This is where the rows of a block come from memory first.
+            strip.prefetch(lanes, first + DEPTH);
+            strip.prefetch(lanes, first + DEPTH + 1);
             let mut put = |pair: usize, a, b| {
                 let tile = 2 * pair * steps + step;
                 store(&mut out[tile].0[i], _mm512_permutex2var_epi16(a, low, b));
@@ -112,12 +121,12 @@ mod tests {
         }
         let rows: [[u32; 16]; 16] =
             std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as u32));
-        // SAFETY: the feature was detected; every pattern of bits is both types.
-        let out: [[u32; 16]; 16] = unsafe {
-            std::mem::transmute(transpose(std::mem::transmute::<[[u32; 16]; 16], [__m512i; 16]>(
-                rows,
-            )))
-        };
+        // SAFETY: every pattern of bits is a value of both types, which are of one size.
+        let vectors: [__m512i; 16] = unsafe { std::mem::transmute(rows) };
+        // SAFETY: the feature was detected.
+        let vectors = unsafe { transpose(vectors) };
+        // SAFETY: as above.
+        let out: [[u32; 16]; 16] = unsafe { std::mem::transmute(vectors) };
         for i in 0..16 {
             for j in 0..16 {
                 assert_eq!(out[i][j], rows[j][i]);

@@ -49,7 +49,8 @@ pub(crate) struct Scratch {
     pub(crate) scores: Buffer,
     /// Sums, `[rows, 2 + o_stride]`.
     pub(crate) sums: Buffer,
-    /// Where each position of a block begins in both parts of the cache, `[2, MATRIX_BLOCK]`.
+    /// Where each position of a block begins in both parts of the cache, `[2, MATRIX_BLOCK]`:
+    /// of two blocks where blocks are smaller.
     pub(crate) offsets: [Box<[usize]>; 2],
     /// Positions of a block that each query token sees, as bits, `[words, queries]`.
     pub(crate) sees: Box<[u64]>,

@@ -3,6 +3,11 @@
 //! Queries and sums are in the order of the units (see [`Unit`]), so that a row of the cache is
 //! used as it is loaded.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over constant extents by index are what keeps arrays of sums in registers"
+)]
+
 use crate::lanes::{Lanes, Unit};
 
 /// One head's rows of a block in one part of the cache.
@@ -20,6 +25,21 @@ impl<'a, E> Strip<'a, E> {
     #[inline(always)]
     pub(crate) fn row(&self, j: usize) -> &'a [E] {
         &self.cells[self.offsets[j] + self.head..][..self.width]
+    }
+
+    /// The rows behind the first `count`.
+    pub(crate) fn after(self, count: usize) -> Strip<'a, E> {
+        Strip { offsets: &self.offsets[count..], ..self }
+    }
+
+    /// Asks for row `j`, if there is one.
+    #[inline(always)]
+    pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
+        if let Some(offset) = self.offsets.get(j) {
+            for line in (0..self.width).step_by(64 / size_of::<E>()) {
+                lanes.prefetch(self.cells, offset + self.head + line);
+            }
+        }
     }
 
     /// Positions.
@@ -47,7 +67,7 @@ fn last_unit<L: Lanes, E: Unit>(lanes: L, rest: &[E]) -> [L::F; 2] {
 }
 
 /// `scores[i][j] = <q[i], k[j]>` for `rows` queries and every position of the strips, which are
-/// the two pieces of a key.
+/// the two pieces of a key. Meanwhile the rows of `ahead` are asked for.
 #[inline(always)]
 pub(crate) fn scores<L: Lanes, E: Unit>(
     lanes: L,
@@ -56,21 +76,31 @@ pub(crate) fn scores<L: Lanes, E: Unit>(
     keys: [(Strip<'_, E>, usize); 2],
     scores: &mut [f32],
     stride: usize,
+    ahead: Strip<'_, E>,
 ) {
     let positions = keys[0].0.len();
+    // Code for partial units takes registers even where it never runs.
+    let tails = keys.iter().any(|(strip, _)| !strip.width.is_multiple_of(L::UNIT));
     let mut j = 0;
     while j + 4 <= positions {
-        score_positions::<L, E, 4>(lanes, q, rows, keys, j, scores, stride);
+        for t in 0..4 {
+            ahead.prefetch(lanes, j + t);
+        }
+        if tails {
+            score_positions::<L, E, 4, true>(lanes, q, rows, keys, j, scores, stride);
+        } else {
+            score_positions::<L, E, 4, false>(lanes, q, rows, keys, j, scores, stride);
+        }
         j += 4;
     }
     while j < positions {
-        score_positions::<L, E, 1>(lanes, q, rows, keys, j, scores, stride);
+        score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride);
         j += 1;
     }
 }
 
 #[inline(always)]
-fn score_positions<L: Lanes, E: Unit, const T: usize>(
+fn score_positions<L: Lanes, E: Unit, const T: usize, const TAILS: bool>(
     lanes: L,
     q: Matrix<'_>,
     rows: usize,
@@ -84,17 +114,17 @@ fn score_positions<L: Lanes, E: Unit, const T: usize>(
         let q = Matrix { cells: &q.cells[i * q.stride..], stride: q.stride };
         let out = &mut scores[i * stride + j..];
         i += match rows - i {
-            1 => score_tile::<L, E, 1, T>(lanes, q, keys, j, out, stride),
-            2 => score_tile::<L, E, 2, T>(lanes, q, keys, j, out, stride),
-            3 => score_tile::<L, E, 3, T>(lanes, q, keys, j, out, stride),
-            _ => score_tile::<L, E, 4, T>(lanes, q, keys, j, out, stride),
+            1 => score_tile::<L, E, 1, T, TAILS>(lanes, q, keys, j, out, stride),
+            2 => score_tile::<L, E, 2, T, TAILS>(lanes, q, keys, j, out, stride),
+            3 => score_tile::<L, E, 3, T, TAILS>(lanes, q, keys, j, out, stride),
+            _ => score_tile::<L, E, 4, T, TAILS>(lanes, q, keys, j, out, stride),
         };
     }
 }
 
 /// R queries against T positions; answers R.
 #[inline(always)]
-fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize>(
+fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize, const TAILS: bool>(
     lanes: L,
     q: Matrix<'_>,
     keys: [(Strip<'_, E>, usize); 2],
@@ -102,26 +132,15 @@ fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize>(
     scores: &mut [f32],
     stride: usize,
 ) -> usize {
-    let stride_q = q.stride;
+    let [(first, padded), (second, _)] = keys;
+    let rest = Matrix { cells: &q.cells[padded..], stride: q.stride };
     let mut sums = [[lanes.splat(0.0); T]; R];
-    let mut first = 0;
-    for (strip, padded) in keys {
-        let rows: [&[E]; T] = std::array::from_fn(|t| strip.row(j + t));
-        let whole = strip.width / L::UNIT;
-        for u in 0..whole {
-            let mut keys = [[lanes.splat(0.0); 2]; T];
-            for t in 0..T {
-                keys[t] = E::unit(lanes, &rows[t][u * L::UNIT..]);
-            }
-            let q = &q.cells[first + u * L::UNIT..];
-            score_unit(lanes, q, stride_q, &keys, &mut sums);
-        }
-        if strip.width % L::UNIT > 0 {
-            let keys = rows.map(|row| last_unit(lanes, &row[whole * L::UNIT..]));
-            let q = &q.cells[first + whole * L::UNIT..];
-            score_unit(lanes, q, stride_q, &keys, &mut sums);
-        }
-        first += padded;
+    if TAILS {
+        sums = score_piece::<L, E, R, T, true>(lanes, q, first, j, sums);
+        sums = score_piece::<L, E, R, T, true>(lanes, rest, second, j, sums);
+    } else {
+        sums = score_piece::<L, E, R, T, false>(lanes, q, first, j, sums);
+        sums = score_piece::<L, E, R, T, false>(lanes, rest, second, j, sums);
     }
     for (r, sums) in sums.iter().enumerate() {
         let scores = &mut scores[r * stride..][..T];
@@ -141,24 +160,43 @@ fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize>(
     R
 }
 
-/// Adds one unit's products to R times T sums.
+/// Adds one piece of the keys to R times T sums; its last unit is partial only if `TAIL`.
 #[inline(always)]
-fn score_unit<L: Lanes, const R: usize, const T: usize>(
+fn score_piece<L: Lanes, E: Unit, const R: usize, const T: usize, const TAIL: bool>(
     lanes: L,
-    q: &[f32],
-    stride: usize,
-    keys: &[[L::F; 2]; T],
-    sums: &mut [[L::F; T]; R],
-) {
-    for r in 0..R {
-        let q = lanes.unit_f32(&q[r * stride..]);
+    q: Matrix<'_>,
+    strip: Strip<'_, E>,
+    j: usize,
+    mut sums: [[L::F; T]; R],
+) -> [[L::F; T]; R] {
+    let rows: [&[E]; T] = std::array::from_fn(|t| strip.row(j + t));
+    let whole = strip.width / L::UNIT;
+    for u in 0..whole {
+        let mut keys = [[lanes.splat(0.0); 2]; T];
         for t in 0..T {
-            sums[r][t] = lanes.fma(q[1], keys[t][1], lanes.fma(q[0], keys[t][0], sums[r][t]));
+            keys[t] = E::unit(lanes, &rows[t][u * L::UNIT..]);
+        }
+        for r in 0..R {
+            let q = lanes.unit_f32(&q.cells[r * q.stride + u * L::UNIT..]);
+            for t in 0..T {
+                sums[r][t] = lanes.fma(q[1], keys[t][1], lanes.fma(q[0], keys[t][0], sums[r][t]));
+            }
         }
     }
+    if TAIL && !strip.width.is_multiple_of(L::UNIT) {
+        for t in 0..T {
+            let key = last_unit(lanes, &rows[t][whole * L::UNIT..]);
+            for r in 0..R {
+                let q = lanes.unit_f32(&q.cells[r * q.stride + whole * L::UNIT..]);
+                sums[r][t] = lanes.fma(q[1], key[1], lanes.fma(q[0], key[0], sums[r][t]));
+            }
+        }
+    }
+    sums
 }
 
-/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`.
+/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`. Meanwhile the rows
+/// of `ahead` are asked for.
 #[inline(always)]
 pub(crate) fn accumulate<L: Lanes, E: Unit>(
     lanes: L,
@@ -167,10 +205,17 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
     values: Strip<'_, E>,
     o: &mut [f32],
     o_stride: usize,
+    ahead: Strip<'_, E>,
 ) {
-    let mut column = 0;
+    let (mut column, mut asked) = (0, 0);
     while column < values.width {
         let left = values.width - column;
+        // An equal share of the rows for every run of columns.
+        let share = (ahead.len() * 2 * L::UNIT).div_ceil(values.width);
+        for j in asked..asked + share {
+            ahead.prefetch(lanes, j);
+        }
+        asked += share;
         let mut i = 0;
         while i < rows {
             let p = Matrix { cells: &p.cells[i * p.stride..], stride: p.stride };

@@ -36,15 +36,20 @@ impl<E: Unit> Job for TaskRun<'_, E> {
         let mut first = task.positions.start;
         while first < task.positions.end {
             let count = (task.positions.end - first).min(BLOCK);
-            let mixed = is_mixed(shared, task, first + count);
-            if mixed {
+            let clear = clear(shared, task, first, count);
+            if clear < count {
                 see(shared, task, first, count, sees);
             }
+            // The next block too, to ask for its rows in time.
+            let both = (task.positions.end - first).min(2 * BLOCK);
+            let [a, b] = locate(shared, task.sequence, first, both, offsets);
             let block = Block {
                 shared,
                 task,
-                offsets: locate(shared, task.sequence, first, count, offsets),
-                sees: mixed.then_some(&*sees),
+                offsets: [&a[..count], &b[..count]],
+                next: [&a[count..], &b[count..]],
+                clear,
+                sees,
             };
             for head in 0..task.heads.len() {
                 block.attend::<L, E>(lanes, head, &mut work, sums);
@@ -117,9 +122,10 @@ pub(crate) fn locate<'a>(
     [&a[..count], &b[..count]]
 }
 
-/// True if some query of a task does not see all positions before `end`.
-pub(crate) fn is_mixed(shared: &Shared<'_>, task: &Task, end: usize) -> bool {
-    end > shared.steps.mask.common_end(&shared.steps.spans[task.sequence], &task.queries)
+/// How many of `count` positions from `first` on all queries of a task see: the leading ones.
+pub(crate) fn clear(shared: &Shared<'_>, task: &Task, first: usize, count: usize) -> usize {
+    let span = &shared.steps.spans[task.sequence];
+    shared.steps.mask.common_end(span, &task.queries).saturating_sub(first).min(count)
 }
 
 /// Writes what each query sees of up to [`BLOCK`] positions, `[queries]`.
@@ -159,7 +165,12 @@ struct Block<'a> {
     shared: &'a Shared<'a>,
     task: &'a Task,
     offsets: [&'a [usize]; 2],
-    sees: Option<&'a [u64]>,
+    /// The positions after these, as far as they are known.
+    next: [&'a [usize]; 2],
+    /// Leading positions that all queries see.
+    clear: usize,
+    /// What each query sees, if not all see all.
+    sees: &'a [u64],
 }
 
 /// A task's queries, and room for what a block makes of them; see [`Scratch`].
@@ -187,7 +198,8 @@ impl<'a> Block<'a> {
         let sums = &mut sums[..rows * padded.sums_stride()];
         let (keys, values) = strips::<E>(self.shared, self.offsets, self.task.heads.start + head);
         let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
-        scores(lanes, q, rows, keys, work.scores, BLOCK);
+        let [while_scoring, while_adding] = self.ahead(head, values);
+        scores(lanes, q, rows, keys, work.scores, BLOCK, while_scoring);
         self.hide(keys[0].0.len(), rows, work.scores);
         let padded_count = keys[0].0.len().next_multiple_of(16);
         let scale = self.shared.scale_log2;
@@ -198,15 +210,31 @@ impl<'a> Block<'a> {
         }
         let p = Matrix { cells: work.scores, stride: BLOCK };
         let group = self.shared.geometry.group();
-        match self.sees {
+        match self.clear < values.len() {
             // 0 times infinity is NaN: values that some rows do not see must not meet them.
-            Some(sees) if !finite(values) => {
+            true if !finite(values.after(self.clear)) => {
                 for (row, sums) in sums.chunks_exact_mut(padded.sums_stride()).enumerate() {
                     let p = &p.cells[row * BLOCK..];
-                    accumulate_seen(lanes, p, sees[row / group], values, online(sums).o);
+                    accumulate_seen(lanes, p, self.sees[row / group], values, online(sums).o);
                 }
             }
-            _ => accumulate(lanes, p, rows, values, sums, padded.sums_stride()),
+            _ => accumulate(lanes, p, rows, values, sums, padded.sums_stride(), while_adding),
+        }
+    }
+
+    /// What to ask for from memory while scores are formed, and while values are added: this
+    /// head's values, then the next head's keys. Where states are both, they come with the keys.
+    #[inline(always)]
+    fn ahead<E: Unit>(&self, head: usize, values: Strip<'a, E>) -> [Strip<'a, E>; 2] {
+        let heads = &self.task.heads;
+        let ([keys, _], next_values) = if head + 1 < heads.len() {
+            strips(self.shared, self.offsets, heads.start + head + 1)
+        } else {
+            strips(self.shared, self.next, heads.start)
+        };
+        match self.shared.geometry.row() {
+            Row::Separate { .. } => [values, keys],
+            Row::Tied { .. } => [Strip { offsets: &[], ..values }, next_values],
         }
     }
 
@@ -216,9 +244,9 @@ impl<'a> Block<'a> {
         let group = self.shared.geometry.group();
         for (row, scores) in scores.chunks_exact_mut(BLOCK).take(rows).enumerate() {
             scores[count..].fill(f32::NEG_INFINITY);
-            if let Some(sees) = self.sees {
-                let bits = sees[row / group];
-                for (j, score) in scores[..count].iter_mut().enumerate() {
+            if self.clear < count {
+                let bits = self.sees[row / group];
+                for (j, score) in scores[..count].iter_mut().enumerate().skip(self.clear) {
                     if bits >> j & 1 == 0 {
                         *score = f32::NEG_INFINITY;
                     }

@@ -6,8 +6,10 @@ use grouped_attention::{
     HostTensor, Mask, MaskKind, Merge, PageId, Planning, Problem, Reference, Rope, RopeScaling,
     RopeStyle, Row, RowCopy, Sequence, Slot, Step, Update, Upload, Write,
 };
-use grouped_attention_cpu::{CpuBackend, Kernel};
+use grouped_attention_cpu::{CpuBackend, CpuCache, Kernel, Strides};
+use half::bf16;
 use proptest::prelude::*;
+use std::ptr::NonNull;
 
 /// Numbers from a seed, the same everywhere.
 struct Random(u64);
@@ -407,4 +409,66 @@ fn copies_rows_as_the_reference() {
     for (got, want) in attended(&engine).iter().zip(attended(&Reference::new())) {
         assert!((got - want).abs() < 1e-5, "{got}, expected {want}");
     }
+}
+
+/// A cache over one combined array `[pages, page_size, h s + r]` that the caller owns, with room
+/// between rows: nothing but the rows may be written, and attention must be that of a cache of the
+/// engine's own. [S-2.10]
+#[test]
+fn foreign_caches_are_read_and_written_in_place() {
+    let geometry = Geometry::gla(16, 2, 32, 32).unwrap();
+    let problem = Problem::new(geometry, Dtype::Bf16, 0.1).unwrap().f32_output();
+    let (page_size, pages, row, gap) = (16, 5, 96, 7);
+    let layout = CacheLayout::new(geometry, Dtype::Bf16, page_size, pages).unwrap();
+    for kernel in Kernel::available() {
+        let engine = CpuBackend::builder().kernel(kernel).build().unwrap();
+        let sentinel = bf16::from_f32(-1e30);
+        let mut cells = vec![sentinel; pages * page_size * (row + gap)];
+        let start = cells.as_mut_ptr();
+        let strides = Strides { page: page_size * (row + gap), token: row + gap, head: 32 };
+        let part = |first: usize| {
+            NonNull::new(start.wrapping_add(first).cast::<u8>()).expect("within the array")
+        };
+        // SAFETY: rows of 64 + 32 elements lie within the array and apart, all of it is
+        // initialised, and `cells` is not touched while the cache lives.
+        let mut foreign =
+            unsafe { CpuCache::from_raw_parts(layout, (part(0), strides), (part(64), strides)) };
+        let mut own = engine.create_cache(layout).unwrap();
+        let slot = |i: usize| Slot { page: PageId((4 - i / 16) as u32), row: i % 16 };
+        let slots: Vec<Slot> = (0..70).map(slot).collect();
+        for cache in [&mut foreign, &mut own] {
+            let mut random = Random(3);
+            let numbers = |n: usize| (0..n).map(|_| random.normal()).collect();
+            append(&engine, &problem, page_size, cache, &slots, numbers, false);
+        }
+        let ids: Vec<PageId> = (0..5).rev().map(PageId).collect();
+        let sequence = Sequence { q_len: 3, kv_len: 70, pages: &ids };
+        let step = Step::new(page_size, &[sequence], Mask::Causal).unwrap();
+        let q = put(&engine, &Random(4).tensor(Dtype::Bf16, &[3, 16, 64]));
+        let attended = [&foreign, &own].map(|cache| {
+            let mut o = engine.allocate(Dtype::F32, &[3, 16, 32]).unwrap();
+            let mut plan = engine.plan(Planning::new(&problem, &step)).unwrap();
+            engine.attend(Attend::new(&mut plan, &q, cache, &mut o, None).unwrap()).unwrap();
+            engine.download(&o).unwrap().to_f64()
+        });
+        assert_eq!(attended[0], attended[1], "{kernel}");
+        drop(foreign);
+        let written: Vec<usize> =
+            slots.iter().map(|slot| slot.page.0 as usize * page_size + slot.row).collect();
+        for (token, cells) in cells.chunks_exact(row + gap).enumerate() {
+            let (row, gap) = cells.split_at(row);
+            assert!(gap.iter().all(|x| *x == sentinel), "{kernel}");
+            assert_eq!(row.contains(&sentinel), !written.contains(&token), "{kernel}");
+        }
+    }
+}
+
+#[test]
+fn kernels_are_forced_and_named() {
+    for kernel in Kernel::available() {
+        let engine = CpuBackend::builder().kernel(kernel).build().unwrap();
+        assert_eq!((engine.kernel(), engine.identity().kernel), (kernel, kernel.to_string()));
+        assert_eq!(kernel.to_string().parse(), Ok(kernel));
+    }
+    assert!("sse9".parse::<Kernel>().unwrap_err().contains("portable, avx2, avx512, amx"));
 }

@@ -74,7 +74,8 @@ struct Args {
     /// Calls timed for each shape.
     #[arg(long, default_value_t = 15)]
     repeats: usize,
-    /// MiB of caches that are attended in turn.
+    /// MiB of caches that are attended in turn; 0 for a single cache, which may stay in the
+    /// processor's, and no reading of memory in between.
     #[arg(long, default_value_t = 768)]
     cold: usize,
 }
@@ -111,8 +112,11 @@ fn run(args: &Args) -> Outcome<()> {
             Box::new(builder.build()?)
         }
     };
-    let memory = Memory::new(pool)?;
+    let memory = Memory::new(Arc::clone(&pool))?;
     println!("{}", engine.identity());
+    if let Some(rate) = grouped_attention_cpu::ceiling::matrix(&pool) {
+        println!("matrix unit, operands in the first-level cache: {:.2} TFLOP/s", rate / 1e12);
+    }
     println!(
         "{:<24} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7} {:>7}",
         "shape", "median us", "best us", "GB/s", "TF/s", "B plain", "B pref", "of B"
@@ -235,7 +239,7 @@ fn cache<B: Backend>(engine: &B, args: &Args, shape: &Shape, kv_len: usize) -> O
     let mut random = Random(7);
     for writes in filling.writes().chunks(1024) {
         let part = Step::new(args.page_size, &[], Mask::Causal)?.writing(writes.to_vec())?;
-        let mut plan_problem = engine.plan(Planning::new(&problem, &part))?;
+        let plan = engine.plan(Planning::new(&problem, &part))?;
         let heads = shape.geometry.heads();
         let [first, second] = match shape.geometry.row() {
             Row::Separate { d_k, d_v, .. } => [vec![1024, heads, d_k], vec![1024, heads, d_v]],
@@ -243,7 +247,7 @@ fn cache<B: Backend>(engine: &B, args: &Args, shape: &Shape, kv_len: usize) -> O
         };
         let first = put(engine, &random.tensor(args.dtype, &first)?)?;
         let second = put(engine, &random.tensor(args.dtype, &second)?)?;
-        engine.append(Append::new(&mut plan_problem, &mut cache, &first, Some(&second))?)?;
+        engine.append(Append::new(&plan, &mut cache, &first, Some(&second))?)?;
     }
     Ok(cache)
 }
@@ -305,14 +309,14 @@ fn time(engine: &AnyBackend, args: &Args, memory: &Memory, shape: &Shape) -> Out
             next += 1;
         }
         times.push(start.elapsed().as_secs_f64() / calls as f64);
-        if sample % args.repeats.div_ceil(15) == 0 {
+        if sample % args.repeats.div_ceil(15) == 0 && args.cold > 0 {
             plain.push(memory.read(Reading::Plain));
             prefetching.push(memory.read(Reading::Prefetching));
         }
     }
     let [median, plain, prefetching] = [&mut times, &mut plain, &mut prefetching].map(|all| {
         all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
+        all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
     });
     let flops = 2 * tokens * shape.q_len * h_q;
     let flops = (flops * (shape.geometry.width_k() + shape.geometry.width_v())) as f64;
