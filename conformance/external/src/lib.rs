@@ -1,5 +1,4 @@
-//! Somebody else's engine: a naive f32 kernel behind the trait that the suite judges by. Tensors,
-//! caches and plans are the reference's, so it moves the rows; other memory has its own types.
+//! Somebody else's engine: a naive f32 kernel behind the trait. The reference's memory serves it.
 
 use grouped_attention::*;
 

@@ -106,10 +106,6 @@ pub(super) fn fitted(mut case: Case) -> Case {
     }
     if case.scenario == Scenario::Merge {
         case.no_lse = false;
-        if trees {
-            // A tree needs its whole draft in the second part, and the cut is before it.
-            case.mask = MaskShape::Tree(Draft::Random);
-        }
     }
     if case.shared || matches!(case.mask, MaskShape::Tree(Draft::Explicit(_))) {
         case.invariant = false;
@@ -120,8 +116,10 @@ pub(super) fn fitted(mut case: Case) -> Case {
     if matches!(case.scenario, Scenario::Rotate(_)) {
         case.geometry = turnable(case.geometry);
     }
-    // NaN and infinities say nothing of bits, and an infinity in a rotated key nothing of pairs.
-    if case.fill.has_non_finite() && matches!(case.scenario, Scenario::Rotate(_)) {
+    // An infinity in a rotated key says nothing of pairs; and rounding rotated keys to the cache's
+    // format may move large scores so far that no bound is left.
+    let untold = case.fill.has_non_finite() || case.fill == Fill::Large;
+    if untold && matches!(case.scenario, Scenario::Rotate(_)) {
         case.fill = Fill::Gaussian;
     }
     case

@@ -1,18 +1,17 @@
 //! Writing the script of a case, and the oracle's record beside it.
 
+mod courses;
+mod question;
+
 use super::pool::{Pool, Queried};
-use super::{
-    Arrangement, Audit, Capacity, Op, Question, Rotation, SPARE_ROWS, Script, StoredRow, maxima,
-};
+use super::{Arrangement, Audit, Capacity, Op, Question, SPARE_ROWS, Script, StoredRow};
 use crate::case::{Case, InvalidCase, Lens};
 use crate::draft::{Draft, MaskShape};
 use crate::fill::{Filler, Token, TokenRow};
-use crate::noise::Noise;
 use crate::scenario::Scenario;
 use crate::states::States;
 use grouped_attention::{
-    CacheLayout, Extent, HostTensor, Mask, MaskKind, PageId, Problem, ReferenceCache, Rope,
-    RopeStyle, Row, Sequence, SequenceId, Slot, Step, Write,
+    HostTensor, Mask, MaskKind, Problem, RopeStyle, Row, SequenceId, Slot, Step, Write,
 };
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -408,39 +407,6 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The oracle's cache: one token a page, sequence after sequence.
-    fn question(
-        &self,
-        asking: &[Asking],
-        mask: MaskKind<'_>,
-        q: Vec<f64>,
-    ) -> Result<Question, InvalidCase> {
-        let tokens: usize = asking.iter().map(|asking| asking.end - asking.first).sum();
-        let layout = CacheLayout::new(*self.problem.geometry(), self.problem.dtype(), 1, tokens)?;
-        let mut cache = ReferenceCache::new(layout);
-        let mut ids: Vec<Vec<PageId>> = Vec::with_capacity(asking.len());
-        let mut page = 0;
-        for asking in asking {
-            let held = &self.live[asking.live].tokens[asking.first..asking.end];
-            for token in held {
-                let TokenRow { first, second } = self.rotated(token);
-                cache.write(Slot { page: PageId(page), row: 0 }, &first, &second);
-                page += 1;
-            }
-            ids.push((page - held.len() as u32..page).map(PageId).collect());
-        }
-        let sequences: Vec<Sequence<'_>> = asking
-            .iter()
-            .zip(&ids)
-            .map(|(asking, pages)| Sequence { q_len: asking.q_len, kv_len: pages.len(), pages })
-            .collect();
-        let mask = Mask::new(mask, asking.iter().map(|asking| asking.q_len))?;
-        let step = Step::new(1, &sequences, mask)?;
-        let (q_max, k_max) = maxima(&step, &q, &cache, self.problem.geometry().heads());
-        let rotation = self.problem.rope().map(|rope| self.rotation_error(rope, asking, &step, &q));
-        Ok(Question { step, q, cache, rotation, q_max, k_max })
-    }
-
     /// A token as the cache should hold it.
     fn rotated(&self, token: &Held) -> TokenRow {
         let mut row = (*token.row).clone();
@@ -456,169 +422,6 @@ impl<'a> Builder<'a> {
         }
         row
     }
-
-    /// How far `[S-7.19]` lets rotated keys move each row's scores.
-    fn rotation_error(&self, rope: &Rope, asking: &[Asking], step: &Step, q: &[f64]) -> Rotation {
-        let geometry = self.problem.geometry();
-        let (h_q, width) = (geometry.h_q(), geometry.width_k());
-        let rows = step.total_q() * h_q;
-        let mut rotation = Rotation { relative: vec![0.0; rows], stored: vec![0.0; rows] };
-        let dtype = self.problem.dtype();
-        let stored_once = |y: f64| dtype.unit_roundoff() * y.abs() + dtype.min_normal();
-        for (span, asking) in step.spans().iter().zip(asking) {
-            let held = &self.live[asking.live].tokens[asking.first..asking.end];
-            for token in held {
-                let rotated = self.rotated(token);
-                for row in span.q_start * h_q..(span.q_start + span.q_len) * h_q {
-                    let head = geometry.cached_head(row % h_q);
-                    let (x, y, nope) = key_parts(geometry.row(), head, &token.row, &rotated);
-                    let q = &q[row * width + nope..][..x.len()];
-                    let (mut relative, mut stored) = (0.0, 0.0);
-                    for (c, (q, y)) in q.iter().zip(y).enumerate() {
-                        let pair = x[c].abs() + x[partner(rope.style(), c, x.len())].abs();
-                        relative += q.abs() * 4.0 * pair * (1.0 + dtype.unit_roundoff());
-                        // Once for the engine's rounding, once for the oracle's.
-                        stored += q.abs() * 2.0 * stored_once(*y);
-                    }
-                    let worst = |old: &mut f64, new: f64| *old = old.max(self.case.scale * new);
-                    worst(&mut rotation.relative[row], relative);
-                    worst(&mut rotation.stored[row], stored);
-                }
-            }
-        }
-        rotation
-    }
-
-    /// Append a draft, attend, take the second half of it back, append something else, attend.
-    fn truncate(&mut self) -> Result<(), InvalidCase> {
-        self.grow_all(0)?;
-        self.attend(0, true)?;
-        for live in 0..self.live.len() {
-            let Live { id, lens, .. } = self.live[live];
-            let accepted = lens.kv - lens.q + lens.q / 2;
-            self.pool.tables.truncate(id, accepted)?;
-            self.live[live].tokens.truncate(accepted);
-        }
-        self.grow_all(1)?;
-        self.attend(1, true)
-    }
-
-    /// Append a draft, attend, keep the last token's path, append another draft, attend.
-    fn keep(&mut self) -> Result<(), InvalidCase> {
-        self.grow_all(0)?;
-        self.attend(0, true)?;
-        let parents = self.parents(&self.everyone());
-        let mut start = 0;
-        for live in 0..self.live.len() {
-            let Live { id, lens, .. } = self.live[live];
-            let path = match &parents {
-                Some(parents) => path_to_last(&parents[start..start + lens.q]),
-                // Without a tree any ascending choice will do: every other token.
-                None => (0..lens.q).skip(1).step_by(2).collect(),
-            };
-            start += lens.q;
-            let copies = self.pool.tables.keep(id, lens.q, &path)?;
-            self.push_copies(&copies);
-            let tokens = &mut self.live[live].tokens;
-            let draft = tokens.split_off(lens.kv - lens.q);
-            tokens.extend(path.iter().map(|&t| draft[t].clone()));
-        }
-        self.grow_all(1)?;
-        self.attend(1, true)
-    }
-
-    /// Fork everyone, shorten the forks into what they share, let both grow apart, attend to all.
-    fn fork(&mut self) -> Result<(), InvalidCase> {
-        let parents = self.live.len();
-        for live in 0..parents {
-            let (id, copies) = self.pool.tables.fork(self.live[live].id)?;
-            self.push_copies(&copies);
-            let mut child = self.live[live].clone();
-            child.id = id;
-            child.content += parents;
-            // Back into a full page where there is one, so that growing has to copy it.
-            let back = 1 + self.arrangement.page_size / 2;
-            let len = child.tokens.len().saturating_sub(back);
-            self.pool.tables.truncate(id, len)?;
-            child.tokens.truncate(len);
-            self.live.push(child);
-        }
-        // Children first: what they copy on write is still shared with their parents.
-        for live in (0..self.live.len()).rev() {
-            self.grow(live, self.live[live].lens.q, 0)?;
-        }
-        self.attend(0, true)
-    }
-
-    /// Two attentions over disjoint positions, merged.
-    fn merge(&mut self) -> Result<(), InvalidCase> {
-        let mut noise = Noise::new(self.case.seed, &[0x6567_7265]);
-        let page = self.arrangement.page_size;
-        let everyone = self.everyone();
-        let cut = |asking: &Asking, noise: &mut Noise| {
-            noise.below(asking.end.saturating_sub(asking.q_len) / page + 1) * page
-        };
-        let cuts: Vec<usize> = everyone.iter().map(|asking| cut(asking, &mut noise)).collect();
-        let pairs = || everyone.iter().zip(&cuts);
-        // Every query sees all positions before the cut, and the mask is aligned with the end.
-        let before: Vec<Asking> =
-            pairs().map(|(asking, &cut)| Asking { end: cut, ..*asking }).collect();
-        let after: Vec<Asking> =
-            pairs().map(|(asking, &cut)| Asking { first: cut, ..*asking }).collect();
-        let step = self.step(&before, MaskKind::Full)?;
-        self.ops.push(Op::Plan { step, capacity: None });
-        self.ask_under(&before, MaskKind::Full, 0, 0)?;
-        let parents = self.parents(&after);
-        self.plan(&after, parents.as_deref(), false, None)?;
-        self.ask(&after, parents.as_deref(), 0, 0)?;
-        self.ops.push(Op::Merge);
-        Ok(())
-    }
-
-    /// One plan for the case's step, for a smaller one in another order, and for the first again.
-    fn update(&mut self, replayed: bool) -> Result<(), InvalidCase> {
-        let first = self.everyone();
-        let smaller = |(index, asking): (usize, &Asking)| {
-            let end = asking.end - asking.end / 3;
-            // Every third sequence pads the batch, as a captured graph would have it.
-            let q_len = if index % 3 == 1 { 0 } else { asking.q_len.min(end) };
-            Asking { q_len, end, ..*asking }
-        };
-        let second: Vec<Asking> = first.iter().rev().enumerate().map(smaller).collect();
-        let parents = [self.parents(&first), self.parents(&second)];
-        let extent = *self.step(&first, self.mask_kind(parents[0].as_deref()))?.extent();
-        let extent = Extent {
-            total_q: extent.total_q + 3,
-            max_kv_len: extent.max_kv_len + self.arrangement.page_size,
-            ..extent
-        };
-        let spare = |step: &Step| if replayed { extent.total_q - step.total_q() } else { 0 };
-        let capacity = Capacity { extent, replayed };
-        self.plan(&first, parents[0].as_deref(), false, Some(capacity))?;
-        self.ask(&first, parents[0].as_deref(), 0, if replayed { 3 } else { 0 })?;
-        for (asking, parents, draft) in [(&second, &parents[1], 1), (&first, &parents[0], 2)] {
-            let step = self.step(asking, self.mask_kind(parents.as_deref()))?;
-            let spare = spare(&step);
-            self.ops.push(Op::Update { step });
-            self.ask(asking, parents.as_deref(), draft, spare)?;
-        }
-        Ok(())
-    }
-}
-
-/// The token before rotation, after it, and where in the query that part of the key begins.
-fn key_parts<'a>(
-    row: Row,
-    head: usize,
-    given: &'a TokenRow,
-    rotated: &'a TokenRow,
-) -> (&'a [f64], &'a [f64], usize) {
-    match row {
-        Row::Separate { d_k, .. } => {
-            (&given.first[head * d_k..][..d_k], &rotated.first[head * d_k..][..d_k], 0)
-        }
-        Row::Tied { n, .. } => (&given.second, &rotated.second, n),
-    }
 }
 
 /// The other element of the pair that element `c` of `width` is in.
@@ -627,13 +430,4 @@ fn partner(style: RopeStyle, c: usize, width: usize) -> usize {
         RopeStyle::HalfSplit => (c + width / 2) % width,
         RopeStyle::Interleaved => c ^ 1,
     }
-}
-
-/// From a root down to the last token, which is the deepest of many drafts.
-fn path_to_last(parents: &[i32]) -> Vec<usize> {
-    let last = parents.len().checked_sub(1);
-    let up = std::iter::successors(last, |&t| usize::try_from(parents[t]).ok());
-    let mut path: Vec<usize> = up.collect();
-    path.reverse();
-    path
 }
