@@ -1,1 +1,3 @@
-//! grouped-attention-benches
+//! Benchmarks of the engines, checked before they are timed, and the rooflines beside them.
+
+pub mod roofline;

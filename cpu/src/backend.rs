@@ -12,7 +12,7 @@ use crate::tensor::CpuTensor;
 use crate::threads::Threads;
 use grouped_attention::{
     Append, Arithmetic, Attend, Backend, CacheLayout, CopyRows, Dtype, EngineError, HostTensor,
-    Identity, Merge, Planning, Problem, Status, Unsupported, Update, Upload,
+    Identity, Merge, Planning, Problem, ReadRows, Status, Unsupported, Update, Upload,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::Arc;
@@ -199,6 +199,10 @@ impl Backend for CpuBackend {
     fn copy_rows(&self, call: CopyRows<'_, Self>) -> Result<(), EngineError> {
         call.cache.copy_rows(call.copies);
         Ok(())
+    }
+
+    fn read_rows(&self, call: ReadRows<'_, Self>) -> Result<[HostTensor; 2], EngineError> {
+        Ok(call.cache.read_rows(call.slots))
     }
 
     fn attend(&self, call: Attend<'_, Self>) -> Result<(), EngineError> {

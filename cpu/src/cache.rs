@@ -2,7 +2,7 @@
 
 use crate::buffer::{Buffer, Element, with_element};
 use grouped_attention::{
-    CacheInfo, CacheLayout, Dtype, EngineError, Row, RowCopy, Slot, Unsupported,
+    CacheInfo, CacheLayout, Dtype, EngineError, HostTensor, Row, RowCopy, Slot, Unsupported, Values,
 };
 use half::f16;
 use std::ptr::NonNull;
@@ -116,6 +116,21 @@ impl CpuCache {
         &mut self.parts
     }
 
+    /// Both parts of the rows in `slots`, bit for bit.
+    pub(crate) fn read_rows(&self, slots: &[Slot]) -> [HostTensor; 2] {
+        let shapes = self.layout.part_shapes();
+        [0, 1].map(|index| {
+            let part = &self.parts[index];
+            let values = match self.layout.dtype() {
+                Dtype::F32 => Values::F32(part.rows(slots)),
+                Dtype::F16 => Values::F16(part.rows(slots)),
+                _ => Values::Bf16(part.rows(slots)),
+            };
+            let shape = [&[slots.len()], &shapes[index][2..]].concat();
+            HostTensor::new(&shape, values).expect("each slot gives a row of the part's width")
+        })
+    }
+
     /// Copies rows bit for bit, one copy after another.
     pub(crate) fn copy_rows(&mut self, copies: &[RowCopy]) {
         for part in &mut self.parts {
@@ -147,6 +162,19 @@ impl Part {
     /// Elements from a token to the next of its page.
     pub(crate) fn token_stride(&self) -> usize {
         self.strides.token
+    }
+
+    /// `[slots, heads, width]`.
+    fn rows<E: Element>(&self, slots: &[Slot]) -> Vec<E> {
+        let cells = self.cells::<E>();
+        let mut rows = Vec::with_capacity(slots.len() * self.heads * self.width);
+        for slot in slots {
+            let start = self.offset(slot.page.0 as usize, slot.row);
+            for head in 0..self.heads {
+                rows.extend_from_slice(&cells[start + head * self.strides.head..][..self.width]);
+            }
+        }
+        rows
     }
 
     fn copy_rows<E: Element>(&mut self, copies: &[RowCopy]) {

@@ -104,3 +104,46 @@ impl Job for Sum<'_> {
         std::hint::black_box(sums.map(|sum| lanes.sum(sum)));
     }
 }
+
+/// FLOP/s of fused multiply-adds between registers, f32 in the widest vectors that the processor
+/// has, by all threads of a pool: the best of a few samples.
+///
+/// # Errors
+/// A kernel forced by the environment that the processor does not have.
+pub fn multiply_adds(pool: &Arc<ThreadPool>) -> Result<f64, EngineError> {
+    let (_, instructions) =
+        choose(None).map_err(|reason| EngineError::Unavailable { engine: "cpu", reason })?;
+    let sample = || {
+        let mut flops = vec![0_usize; pool.current_num_threads()];
+        let start = Instant::now();
+        Threads::Pool(Arc::clone(pool))
+            .each(&mut flops, |flops| instructions.run(MultiplyAdds { flops }));
+        flops.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64()
+    };
+    Ok((0..SAMPLES).map(|_| sample()).fold(0.0, f64::max))
+}
+
+/// Samples of [`multiply_adds`], each tens of milliseconds long.
+const SAMPLES: usize = 9;
+
+struct MultiplyAdds<'a> {
+    flops: &'a mut usize,
+}
+
+impl Job for MultiplyAdds<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        // More chains than latency times units (4 x 2 and below), no more than registers.
+        const CHAINS: usize = 12;
+        const STEPS: usize = 1 << 22;
+        let [factor, term] = [0.5, 0.5].map(|x| lanes.splat(std::hint::black_box(x)));
+        let mut sums = [lanes.splat(0.0); CHAINS];
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = lanes.fma(*sum, factor, term);
+            }
+        }
+        std::hint::black_box(sums.map(|sum| lanes.sum(sum)));
+        *self.flops = 2 * CHAINS * STEPS * L::LANES;
+    }
+}

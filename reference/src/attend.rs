@@ -1,27 +1,6 @@
-//! The definition of attention over a cache.
-//!
-//! For query t of a sequence and head i with cached head g `[S-3.1]` `[S-3.2]` `[S-3.3]`:
-//!
-//! ```text
-//! score[j]  = scale * <q[t, i], K_g[j]>           for every visible position j
-//! o[t, i]   = sum_j p[j] * V_g[j]                  p = softmax(score)
-//! lse[t, i] = ln sum_j exp(score[j])               natural logarithm
-//! ```
-//!
-//! and beside them what error bounds scale with `[S-7.4]` `[S-7.5]`:
-//!
-//! ```text
-//! A[t, i]   = sum_j p[j] * |V_g[j]|                        the envelope
-//! D[t, i]   = sqrt(sum_j p[j]^2 * (V_g[j] - o[t, i])^2)     the spread
-//! S[t, i]   = max_j scale * sum_c |q_c k_jc|
-//! R[t, i]   = max_j sqrt(score[j]^2 + scale^2 * sum_c (q_c k_jc)^2)
-//! ```
-//!
-//! Two passes, f64, no tiling, in the order of the positions. A row that sees no position has
-//! `o = 0`, `lse = -inf` and `A = 0`. Only visible positions are read, so unused cells may hold
-//! anything. A NaN or infinity that a row sees spreads as IEEE arithmetic spreads it, within that
-//! row alone.
+//! The definition of attention over a cache: [`attend`].
 
+use crate::backend::CacheInfo;
 use crate::engine::ReferenceCache;
 use crate::pages::Slot;
 use crate::problem::Problem;
@@ -65,15 +44,41 @@ impl RowStats {
     };
 }
 
-/// Attention of the queries `[total_q, h_q, width_k]` of a step over a cache.
+/// Attention of the queries `[total_q, h_q, width_k]` of a step over a cache: the definition.
+///
+/// For query t of a sequence and head i with cached head g `[S-3.1]` `[S-3.2]` `[S-3.3]`:
+///
+/// ```text
+/// score[j]  = scale * <q[t, i], K_g[j]>            for every visible position j
+/// o[t, i]   = sum_j p[j] * V_g[j]                  p = softmax(score)
+/// lse[t, i] = ln sum_j exp(score[j])               natural logarithm
+/// ```
+///
+/// and beside them what error bounds scale with `[S-7.4]` `[S-7.5]`:
+///
+/// ```text
+/// A[t, i]   = sum_j p[j] * |V_g[j]|                         the envelope
+/// D[t, i]   = sqrt(sum_j p[j]^2 * (V_g[j] - o[t, i])^2)     the spread
+/// S[t, i]   = max_j scale * sum_c |q_c k_jc|
+/// R[t, i]   = max_j sqrt(score[j]^2 + scale^2 * sum_c (q_c k_jc)^2)
+/// ```
+///
+/// Two passes, f64, no tiling, in the order of the positions. A row that sees no position has
+/// `o = 0`, `lse = -inf` and `A = 0`. Only visible positions are read, so unused cells may hold
+/// anything. A NaN or infinity that a row sees spreads as IEEE arithmetic spreads it, within that
+/// row alone.
 ///
 /// # Panics
-/// If the queries are not `total_q * h_q * width_k` numbers, or a page id of the step is not a
-/// page of the cache: [`Attend`](crate::Attend) checks both for callers.
+/// If the queries are not `total_q * h_q * width_k` numbers, the cache has other rows than the
+/// problem or other pages than the step, or a page id of the step is not a page of the cache:
+/// [`Attend`](crate::Attend) checks all of it for callers.
 pub fn attend(problem: &Problem, step: &Step, q: &[f64], cache: &ReferenceCache) -> Attended {
     let geometry = problem.geometry();
     let (h_q, width_k, width_v) = (geometry.h_q(), geometry.width_k(), geometry.width_v());
     assert_eq!(q.len(), step.total_q() * h_q * width_k, "queries are [total_q, h_q, width_k]");
+    let layout = cache.layout();
+    assert_eq!(layout.geometry().row(), geometry.row(), "rows of the cache and of the problem");
+    assert_eq!(layout.page_size(), step.page_size(), "page sizes of the cache and of the step");
     let rows = step.total_q() * h_q;
     let mut out = Attended {
         o: vec![0.0; rows * width_v],

@@ -1,7 +1,7 @@
 //! The contract that every engine signs.
 
 use crate::arithmetic::Arithmetic;
-use crate::call::{Append, Attend, CopyRows, Merge, Planning, Update, Upload};
+use crate::call::{Append, Attend, CopyRows, Merge, Planning, ReadRows, Update, Upload};
 use crate::dtype::Dtype;
 use crate::error::EngineError;
 use crate::layout::CacheLayout;
@@ -18,7 +18,8 @@ use std::fmt;
 /// engine returns is what only it can know: unsupported, out of memory, a failing device.
 ///
 /// Work may be asynchronous. Calls on one engine take effect in the order they are made;
-/// [`download`](Self::download) and [`synchronize`](Self::synchronize) wait.
+/// [`download`](Self::download), [`read_rows`](Self::read_rows) and
+/// [`synchronize`](Self::synchronize) wait.
 ///
 /// # What an engine must do
 ///
@@ -91,8 +92,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Rewrites a plan in place for another step within its capacity.
     ///
-    /// It must not allocate. On a device it must write the memory that captured work reads, so
-    /// that a graph captured with the plan computes the new step when it is replayed.
+    /// It must allocate no device memory; the reference, which promises no speed, is the one engine
+    /// that may allocate on the host. On a device it must write the memory that captured work
+    /// reads, so that a graph captured with the plan computes the new step when it is replayed,
+    /// under another mask too.
     ///
     /// # Errors
     /// A failing device.
@@ -120,12 +123,26 @@ pub trait Backend: fmt::Debug + Send + Sync {
     where
         Self: Sized;
 
+    /// Waits for the cache's pending work and copies rows to the host, bit for bit: the first and
+    /// the second part of each slot's row, in the order of the slots.
+    ///
+    /// The parts are `[slots, h, d_k]` and `[slots, h, d_v]`, or `[slots, h, s]` and `[slots, r]`
+    /// (which may be 0 wide). What a cell holds that was never written is unspecified. With a step
+    /// [`writing`](crate::Step::writing) the same slots, [`append`](Self::append) brings them back:
+    /// so a serving loop moves a preempted sequence to the host and back.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn read_rows(&self, call: ReadRows<'_, Self>) -> Result<[HostTensor; 2], EngineError>
+    where
+        Self: Sized;
+
     /// Attention of a step's queries over a cache.
     ///
-    /// It must not allocate, and on a device must neither wait nor copy to the host. It must write
-    /// the first `total_q` rows of `o` and `lse` and leave the rest as it is. In the problem's
-    /// batch-invariant mode the bits of a sequence's result must not depend on the other sequences
-    /// of the step, on page ids or on the page size.
+    /// It must not allocate (the reference may), and on a device must neither wait nor copy to the
+    /// host. It must write the first `total_q` rows of `o` and `lse` and leave the rest as it is.
+    /// In the problem's batch-invariant mode the bits of a sequence's result must not depend on the
+    /// other sequences of the step, on page ids or on the page size.
     ///
     /// # Errors
     /// A failing device.
@@ -210,7 +227,8 @@ pub struct Planned {
     pub(crate) problem: Problem,
     pub(crate) page_size: usize,
     pub(crate) extent: Extent,
-    pub(crate) capacity: Option<Extent>,
+    pub(crate) capacity: Extent,
+    pub(crate) replayed: bool,
     pub(crate) pages_required: usize,
 }
 
@@ -232,18 +250,23 @@ impl Planned {
 
     /// Largest sizes that the plan may be updated to: those asked for, or those of the first step.
     pub fn capacity(&self) -> &Extent {
-        self.capacity.as_ref().unwrap_or(&self.extent)
+        &self.capacity
     }
 
-    /// Rows that query, output and lse tensors must have at least: the capacity's where one was
-    /// reserved, since a replayed call sees later steps.
+    /// True if calls with this plan may be recorded and replayed after an update.
+    pub fn is_replayed(&self) -> bool {
+        self.replayed
+    }
+
+    /// Rows that query, output and lse tensors must have at least: the step's, or the capacity's
+    /// where calls are replayed for later steps.
     pub fn query_rows(&self) -> usize {
-        self.capacity().total_q
+        if self.replayed { self.capacity.total_q } else { self.extent.total_q }
     }
 
     /// Rows that tensors of new rows must have at least.
     pub fn write_rows(&self) -> usize {
-        self.capacity().writes
+        if self.replayed { self.capacity.writes } else { self.extent.writes }
     }
 
     /// Pages that a cache must have.

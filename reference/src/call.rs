@@ -47,26 +47,45 @@ pub struct Planning<'a> {
     /// The step.
     pub step: &'a Step,
     capacity: Option<Extent>,
+    replayed: bool,
 }
 
 impl<'a> Planning<'a> {
     /// A plan for this step; updates may not exceed its sizes.
     pub fn new(problem: &'a Problem, step: &'a Step) -> Planning<'a> {
-        Planning { problem, step, capacity: None }
+        Planning { problem, step, capacity: None, replayed: false }
     }
 
-    /// A plan with room for later steps, as a captured graph needs: query, output and lse tensors
-    /// then have `capacity.total_q` rows, tensors of new rows `capacity.writes`.
+    /// A plan with room for later steps.
     ///
     /// # Errors
-    /// A step that exceeds the capacity already.
+    /// A step that exceeds the capacity already; a capacity past `i32::MAX`, which no step reaches.
     pub fn with_capacity(
         problem: &'a Problem,
         step: &'a Step,
         capacity: Extent,
     ) -> Result<Planning<'a>, InvalidCall> {
         check_capacity(step, &capacity)?;
-        Ok(Planning { problem, step, capacity: Some(capacity) })
+        if let Some((what, capacity)) = capacity.past_any_step() {
+            return Err(InvalidCall::CapacityTooLarge { what, capacity });
+        }
+        Ok(Planning { problem, step, capacity: Some(capacity), replayed: false })
+    }
+
+    /// A plan whose calls are recorded once and replayed for later steps, as a CUDA graph is.
+    ///
+    /// A replayed call reads the tensors it was recorded with, so they must be large enough for
+    /// every step to come: query, output and lse tensors have `capacity.total_q` rows, tensors of
+    /// new rows `capacity.writes`.
+    ///
+    /// # Errors
+    /// As [`with_capacity`](Self::with_capacity).
+    pub fn replayed(
+        problem: &'a Problem,
+        step: &'a Step,
+        capacity: Extent,
+    ) -> Result<Planning<'a>, InvalidCall> {
+        Ok(Planning { replayed: true, ..Self::with_capacity(problem, step, capacity)? })
     }
 
     /// The record that the plan must keep.
@@ -75,7 +94,8 @@ impl<'a> Planning<'a> {
             problem: self.problem.clone(),
             page_size: self.step.page_size(),
             extent: *self.step.extent(),
-            capacity: self.capacity,
+            capacity: self.capacity.unwrap_or(*self.step.extent()),
+            replayed: self.replayed,
             pages_required: self.step.pages_required(),
         }
     }
@@ -115,8 +135,8 @@ impl<'a, B: Backend> Update<'a, B> {
             problem: old.problem.clone(),
             page_size: old.page_size,
             extent: *self.step.extent(),
-            // Later updates stay bounded by what was allocated, not by this step.
-            capacity: Some(*old.capacity()),
+            capacity: old.capacity,
+            replayed: old.replayed,
             pages_required: self.step.pages_required(),
         }
     }
@@ -211,7 +231,8 @@ impl<'a, B: Backend> CopyRows<'a, B> {
                 if page.0 as usize >= pages {
                     return Err(InvalidCall::PageOutOfRange { page, pages });
                 }
-                if row.checked_add(copy.rows).is_none_or(|end| end > page_size) {
+                let end = row.checked_add(copy.rows);
+                if row >= page_size || end.is_none_or(|end| end > page_size) {
                     return Err(InvalidCall::CopyBeyondPage { copy: *copy, page_size });
                 }
             }
@@ -221,6 +242,35 @@ impl<'a, B: Backend> CopyRows<'a, B> {
             }
         }
         Ok(CopyRows { cache, copies })
+    }
+}
+
+/// Arguments of [`Backend::read_rows`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ReadRows<'a, B: Backend> {
+    /// Read.
+    pub cache: &'a B::Cache,
+    /// Any cells of the cache, in any order.
+    pub slots: &'a [Slot],
+}
+
+impl<'a, B: Backend> ReadRows<'a, B> {
+    /// Rows to copy to the host.
+    ///
+    /// # Errors
+    /// A page past the cache, a row past the page size.
+    pub fn new(cache: &'a B::Cache, slots: &'a [Slot]) -> Result<Self, InvalidCall> {
+        let (pages, page_size) = (cache.layout().pages(), cache.layout().page_size());
+        for &slot in slots {
+            if slot.page.0 as usize >= pages {
+                return Err(InvalidCall::PageOutOfRange { page: slot.page, pages });
+            }
+            if slot.row >= page_size {
+                return Err(InvalidCall::RowBeyondPage { slot, page_size });
+            }
+        }
+        Ok(ReadRows { cache, slots })
     }
 }
 
@@ -439,11 +489,27 @@ pub enum InvalidCall {
         /// What the step has.
         got: usize,
     },
+    /// A capacity that no step can fill; engines reserve memory for it.
+    #[error("a capacity of {capacity} {what} is past 2^31")]
+    CapacityTooLarge {
+        /// Which size.
+        what: &'static str,
+        /// What was asked for.
+        capacity: usize,
+    },
     /// A rotating append under a problem that has no rope.
     #[error("a rotating append needs a problem with a rope")]
     NoRope,
+    /// A row that its page does not have.
+    #[error("row {} of page {} is past a page of {page_size} rows", slot.row, slot.page.0)]
+    RowBeyondPage {
+        /// The slot.
+        slot: Slot,
+        /// Tokens per page.
+        page_size: usize,
+    },
     /// A copy that leaves its page.
-    #[error("{copy:?} leaves a page of {page_size} rows")]
+    #[error("a copy of {copy} leaves a page of {page_size} rows")]
     CopyBeyondPage {
         /// The copy.
         copy: RowCopy,
@@ -451,7 +517,7 @@ pub enum InvalidCall {
         page_size: usize,
     },
     /// A copy whose source and destination overlap.
-    #[error("{copy:?} overlaps itself")]
+    #[error("a copy of {copy} overlaps itself")]
     CopyOntoItself {
         /// The copy.
         copy: RowCopy,

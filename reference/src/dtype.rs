@@ -152,6 +152,33 @@ mod tests {
         }
     }
 
+    // [S-1.5] [S-7.17]
+    #[test]
+    fn limits_are_those_of_the_formats() {
+        let limits = |dtype: Dtype| {
+            (dtype.bytes(), dtype.unit_roundoff(), dtype.min_normal(), dtype.min_subnormal())
+        };
+        assert_eq!(limits(Dtype::F32), (4, exp2(-24), exp2(-126), exp2(-149)));
+        assert_eq!(limits(Dtype::F16), (2, exp2(-11), exp2(-14), exp2(-24)));
+        assert_eq!(limits(Dtype::Bf16), (2, exp2(-8), exp2(-126), exp2(-133)));
+        assert_eq!(Dtype::F32.max(), f64::from(f32::MAX));
+        assert_eq!(Dtype::F16.max(), f16::MAX.to_f64());
+        for dtype in Dtype::ALL {
+            // The smallest number is one, and half of it is the tie that goes to 0.
+            assert_eq!(dtype.round(dtype.min_subnormal()), dtype.min_subnormal());
+            assert_eq!(dtype.round(dtype.min_subnormal() / 2.0), 0.0);
+            assert_eq!(dtype.round(1.5 * dtype.min_subnormal()), 2.0 * dtype.min_subnormal());
+            // 1 and its neighbours: the spacing above 1 is twice the unit roundoff.
+            assert!(dtype.represents(1.0 + 2.0 * dtype.unit_roundoff()));
+            assert!(!dtype.represents(1.0 + dtype.unit_roundoff()));
+            assert!(dtype.represents(f64::NAN) && dtype.represents(f64::NEG_INFINITY));
+            assert!(!dtype.represents(dtype.max() * (1.0 - dtype.unit_roundoff() / 2.0)));
+            assert_eq!(dtype.round(-0.0).to_bits(), (-0.0f64).to_bits());
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+        }
+        assert_eq!(format!("[{:>5}]", Dtype::F16), "[  f16]");
+    }
+
     // [S-1.5]
     #[test]
     fn midpoints_go_to_even_and_neighbours_of_midpoints_do_not() {

@@ -6,7 +6,7 @@
 
 use crate::arithmetic::Arithmetic;
 use crate::backend::{Backend, CacheInfo, Identity, PlanInfo, Planned, Status, TensorInfo};
-use crate::call::{Append, Attend, CopyRows, Merge, Planning, Update, Upload};
+use crate::call::{Append, Attend, CopyRows, Merge, Planning, ReadRows, Update, Upload};
 use crate::dtype::Dtype;
 use crate::error::EngineError;
 use crate::layout::CacheLayout;
@@ -67,7 +67,6 @@ downcasts!(AnyTensor, "tensor");
 downcasts!(AnyCache, "cache");
 downcasts!(AnyPlan, "plan");
 
-/// Wraps an engine's own tensor, for one made by the engine's own constructors.
 impl AnyTensor {
     /// A tensor that the engine's own constructor made, foreign memory for example.
     pub fn new<T>(tensor: T) -> AnyTensor
@@ -125,6 +124,8 @@ pub trait DynBackend: fmt::Debug + Send + Sync {
     fn dyn_update(&self, call: Update<'_, AnyBackend>) -> Result<(), EngineError>;
     fn dyn_append(&self, call: Append<'_, AnyBackend>) -> Result<(), EngineError>;
     fn dyn_copy_rows(&self, call: CopyRows<'_, AnyBackend>) -> Result<(), EngineError>;
+    fn dyn_read_rows(&self, call: ReadRows<'_, AnyBackend>)
+    -> Result<[HostTensor; 2], EngineError>;
     fn dyn_attend(&self, call: Attend<'_, AnyBackend>) -> Result<(), EngineError>;
     fn dyn_merge(&self, call: Merge<'_, AnyBackend>) -> Result<(), EngineError>;
     fn dyn_status(&self, plan: &AnyPlan) -> Result<Status, EngineError>;
@@ -180,6 +181,13 @@ impl<B: Backend + 'static> DynBackend for B {
 
     fn dyn_copy_rows(&self, call: CopyRows<'_, AnyBackend>) -> Result<(), EngineError> {
         self.copy_rows(CopyRows { cache: call.cache.get_mut()?, copies: call.copies })
+    }
+
+    fn dyn_read_rows(
+        &self,
+        call: ReadRows<'_, AnyBackend>,
+    ) -> Result<[HostTensor; 2], EngineError> {
+        self.read_rows(ReadRows { cache: call.cache.get()?, slots: call.slots })
     }
 
     fn dyn_attend(&self, call: Attend<'_, AnyBackend>) -> Result<(), EngineError> {
@@ -258,6 +266,10 @@ impl Backend for AnyBackend {
 
     fn copy_rows(&self, call: CopyRows<'_, Self>) -> Result<(), EngineError> {
         (**self).dyn_copy_rows(call)
+    }
+
+    fn read_rows(&self, call: ReadRows<'_, Self>) -> Result<[HostTensor; 2], EngineError> {
+        (**self).dyn_read_rows(call)
     }
 
     fn attend(&self, call: Attend<'_, Self>) -> Result<(), EngineError> {

@@ -3,7 +3,7 @@
 use crate::arithmetic::Arithmetic;
 use crate::attend::attend;
 use crate::backend::{Backend, CacheInfo, Identity, PlanInfo, Planned, Status, TensorInfo};
-use crate::call::{Append, Attend, CopyRows, Merge, Planning, Update, Upload};
+use crate::call::{Append, Attend, CopyRows, Merge, Planning, ReadRows, Update, Upload};
 use crate::dtype::Dtype;
 use crate::error::EngineError;
 use crate::geometry::Row;
@@ -64,14 +64,11 @@ pub struct ReferenceCache {
 
 impl ReferenceCache {
     /// A cache in which every cell is NaN.
+    ///
+    /// # Panics
+    /// If memory runs out: [`Backend::create_cache`] answers that with an error.
     pub fn new(layout: CacheLayout) -> ReferenceCache {
-        let tokens = layout.pages() * layout.page_size();
-        let [first, second] = layout.geometry().row().parts();
-        ReferenceCache {
-            layout,
-            first: vec![f64::NAN; tokens * first],
-            second: vec![f64::NAN; tokens * second],
-        }
+        Reference.create_cache(layout).expect("memory for the cache")
     }
 
     /// `K_g` of one cached token, `[width_k]` `[S-2.4]`.
@@ -108,18 +105,29 @@ impl ReferenceCache {
     /// # Panics
     /// If the parts do not have the row's widths, or the slot is not one of the cache.
     pub fn write(&mut self, slot: Slot, first: &[f64], second: &[f64]) {
-        let token = self.token(slot);
         let dtype = self.layout.dtype();
+        let rounded = |part: &[f64]| -> Vec<f64> { part.iter().map(|&x| dtype.round(x)).collect() };
+        self.write_exact(slot, &rounded(first), &rounded(second));
+    }
+
+    /// Overwrites one row with numbers as they are, whatever the cache's format: for
+    /// [`attend`](crate::attend()) of real numbers, which no engine's format holds.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    pub fn write_exact(&mut self, slot: Slot, first: &[f64], second: &[f64]) {
+        let token = self.token(slot);
+        let widths = self.layout.geometry().row().parts();
+        // The widths place the row, so a part of another width would land in another token's cells.
+        assert_eq!([first.len(), second.len()], widths, "the parts of a row");
         for (cells, values) in [(&mut self.first, first), (&mut self.second, second)] {
-            let cells = &mut cells[token * values.len()..][..values.len()];
-            for (cell, &value) in cells.iter_mut().zip(values) {
-                *cell = dtype.round(value);
-            }
+            cells[token * values.len()..][..values.len()].copy_from_slice(values);
         }
     }
 
     fn token(&self, slot: Slot) -> usize {
-        debug_assert!(slot.row < self.layout.page_size());
+        // In a flat array a row past the page would be the next page's.
+        assert!(slot.row < self.layout.page_size(), "{slot:?} leaves its page");
         slot.page.0 as usize * self.layout.page_size() + slot.row
     }
 
@@ -138,11 +146,28 @@ impl CacheInfo for ReferenceCache {
     }
 }
 
+/// An array of one value; a layout or shape has checked that its bytes can be addressed.
+fn all(value: f64, elements: usize) -> Result<Vec<f64>, EngineError> {
+    let mut values = Vec::new();
+    values
+        .try_reserve_exact(elements)
+        .map_err(|_| EngineError::OutOfMemory { bytes: elements * size_of::<f64>() })?;
+    values.resize(elements, value);
+    Ok(values)
+}
+
 /// A plan of the reference: the step itself.
 #[derive(Clone, Debug)]
 pub struct ReferencePlan {
     planned: Planned,
     step: Step,
+}
+
+impl ReferencePlan {
+    /// The step that the plan was last written for.
+    pub fn step(&self) -> &Step {
+        &self.step
+    }
 }
 
 impl PlanInfo for ReferencePlan {
@@ -174,12 +199,7 @@ impl Backend for Reference {
     fn allocate(&self, dtype: Dtype, shape: &[usize]) -> Result<ReferenceTensor, EngineError> {
         let elements =
             checked_elements(shape).map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
-        let mut values = Vec::new();
-        values
-            .try_reserve_exact(elements)
-            .map_err(|_| EngineError::OutOfMemory { bytes: elements * size_of::<f64>() })?;
-        values.resize(elements, 0.0);
-        Ok(ReferenceTensor { dtype, shape: shape.to_vec(), values })
+        Ok(ReferenceTensor { dtype, shape: shape.to_vec(), values: all(0.0, elements)? })
     }
 
     fn upload(&self, call: Upload<'_, Self>) -> Result<(), EngineError> {
@@ -193,7 +213,13 @@ impl Backend for Reference {
     }
 
     fn create_cache(&self, layout: CacheLayout) -> Result<ReferenceCache, EngineError> {
-        Ok(ReferenceCache::new(layout))
+        let tokens = layout.pages() * layout.page_size();
+        let [first, second] = layout.geometry().row().parts();
+        Ok(ReferenceCache {
+            layout,
+            first: all(f64::NAN, tokens * first)?,
+            second: all(f64::NAN, tokens * second)?,
+        })
     }
 
     fn plan(&self, call: Planning<'_>) -> Result<ReferencePlan, EngineError> {
@@ -233,6 +259,22 @@ impl Backend for Reference {
     fn copy_rows(&self, call: CopyRows<'_, Self>) -> Result<(), EngineError> {
         call.copies.iter().for_each(|copy| call.cache.copy(copy));
         Ok(())
+    }
+
+    fn read_rows(&self, call: ReadRows<'_, Self>) -> Result<[HostTensor; 2], EngineError> {
+        let ReadRows { cache, slots } = call;
+        let [first, second] = cache.layout.part_shapes().map(|shape| {
+            let row = &shape[2..];
+            [&[slots.len()], row].concat()
+        });
+        let host = |shape: &[usize], values: Vec<f64>| {
+            HostTensor::from_f64(cache.layout.dtype(), shape, &values)
+                .expect("each slot gives a row of the cache's widths")
+        };
+        Ok([
+            host(&first, slots.iter().flat_map(|&slot| cache.first(slot)).copied().collect()),
+            host(&second, slots.iter().flat_map(|&slot| cache.second(slot)).copied().collect()),
+        ])
     }
 
     fn attend(&self, call: Attend<'_, Self>) -> Result<(), EngineError> {

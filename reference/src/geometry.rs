@@ -415,6 +415,24 @@ mod tests {
         assert_eq!(elements(Geometry::gla(128, 2, 256, 64)), 576);
     }
 
+    // [S-2.2] [S-2.3] [S-2.4]
+    #[test]
+    fn widths_of_both_kinds_of_row() {
+        let widths = |geometry: Geometry| {
+            let row = geometry.row();
+            assert_eq!(row.parts().iter().sum::<usize>(), row.elements());
+            assert_eq!((geometry.heads(), geometry.width_k()), (row.heads(), row.width_k()));
+            assert_eq!(geometry.width_v(), row.width_v());
+            (geometry.group(), row.heads(), row.width_k(), row.width_v(), row.parts())
+        };
+        let separate = Geometry::separate(6, 3, 5, 4).unwrap();
+        assert_eq!(widths(separate), (2, 3, 5, 4, [15, 12]));
+        assert_eq!(widths(Geometry::tied(6, 2, 8, 3, 5).unwrap()), (3, 2, 8, 8, [16, 5]));
+        assert_eq!(widths(Geometry::gta(4, 2, 8).unwrap()), (2, 2, 8, 8, [16, 4]));
+        assert_eq!(separate.to_string(), "gqa h_q=6 h=3 d_k=5 d_v=4");
+        assert_eq!(format!("{separate:?}"), separate.to_string());
+    }
+
     // [S-1.2]
     #[test]
     fn groups_are_contiguous() {

@@ -98,3 +98,27 @@ pub enum InvalidLayout {
         page_size: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shapes(geometry: Geometry) -> [Vec<usize>; 2] {
+        let layout = CacheLayout::new(geometry, Dtype::Bf16, 16, 5).unwrap();
+        let shapes = layout.part_shapes();
+        let elements: usize = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
+        assert_eq!(layout.bytes(), 2 * elements);
+        shapes
+    }
+
+    // [S-2.1] [S-2.2] [S-2.3] [S-2.10]
+    #[test]
+    fn parts_are_pages_of_tokens() {
+        let gqa = Geometry::separate(6, 3, 8, 4).unwrap();
+        assert_eq!(shapes(gqa), [vec![5, 16, 3, 8], vec![5, 16, 3, 4]]);
+        let gla = Geometry::gla(4, 2, 256, 64).unwrap();
+        assert_eq!(shapes(gla), [vec![5, 16, 2, 256], vec![5, 16, 64]]);
+        let no_rope = Geometry::gla(4, 2, 256, 0).unwrap();
+        assert_eq!(shapes(no_rope), [vec![5, 16, 2, 256], vec![5, 16, 0]]);
+    }
+}

@@ -1,16 +1,16 @@
-//! Which cached positions a query may see.
-//!
-//! ```text
-//! causal, q_len 3, kv_len 5        causal, q_len 3, kv_len 2      tree, q_len 4, kv_len 6
-//!        j 0 1 2 3 4                      j 0 1                   parents [-1, 0, 0, 2]
-//! t 0      x x x . .               t 0      . .   (empty row)            j 0 1 2 3 4 5
-//! t 1      x x x x .               t 1      x .                   t 0      x x x . . .
-//! t 2      x x x x x               t 2      x x                   t 1      x x x x . .
-//!                                                                 t 2      x x x . x .
-//!                                                                 t 3      x x x . x x
-//! ```
+//! Which cached positions a query may see: [`Mask`].
 
-/// A mask as it is asked for.
+/// A mask as it is asked for: which cached positions j a query t may see.
+///
+/// ```text
+/// causal                causal                tree
+/// q_len 3, kv_len 5     q_len 3, kv_len 2     q_len 4, parents [-1, 0, 0, 2]
+///      j 0 1 2 3 4           j 0 1                 j 0 1 2 3 4 5
+/// t 0    x x x . .      t 0    . .   empty    t 0    x x x . . .
+/// t 1    x x x x .      t 1    x .            t 1    x x x x . .
+/// t 2    x x x x x      t 2    x x            t 2    x x x . x .
+///                                             t 3    x x x . x x
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaskKind<'a> {
     /// Query t sees `j <= kv_len - q_len + t`: aligned at the bottom right `[S-3.7]`.
@@ -51,13 +51,41 @@ impl Tree {
     /// Tokens between a draft token and its root, the root counted: 1 for a root.
     ///
     /// `draft` is the first query of the sequence in the batch, `t` the token local to it.
+    ///
+    /// # Panics
+    /// If `draft + t` is not a query of the batch.
     pub fn depth(&self, draft: usize, t: usize) -> usize {
         self.path(draft, t).count()
     }
 
     /// `t` and its ancestors, from the token up to its root, local to the draft.
+    ///
+    /// # Panics
+    /// While iterating, if `draft + t` is not a query of the batch.
     pub fn path(&self, draft: usize, t: usize) -> impl Iterator<Item = usize> + '_ {
         std::iter::successors(Some(t), move |&t| usize::try_from(self.parents[draft + t]).ok())
+    }
+
+    /// Checks that the parents are drafts of these lengths, one after another.
+    pub(crate) fn check(&self, q_lens: impl IntoIterator<Item = usize>) -> Result<(), InvalidMask> {
+        let given = self.parents.len();
+        let mut draft = 0_usize;
+        for (sequence, q_len) in q_lens.into_iter().enumerate() {
+            // Lengths past the parents, or past usize, only have to leave the sum wrong.
+            let end = draft.saturating_add(q_len);
+            let own = &self.parents[draft.min(given)..end.min(given)];
+            for (token, &parent) in own.iter().enumerate() {
+                // A smaller index both rules out cycles and lets one pass form every path.
+                if parent < -1 || i64::from(parent) >= token as i64 {
+                    return Err(InvalidMask::Parent { sequence, token, parent });
+                }
+            }
+            draft = end;
+        }
+        if draft != given {
+            return Err(InvalidMask::ParentCount { expected: draft, got: given });
+        }
+        Ok(())
     }
 }
 
@@ -76,31 +104,18 @@ impl Mask {
             MaskKind::Full => return Ok(Mask::Full),
             MaskKind::Tree(parents) => parents,
         };
-        let mut draft = 0;
-        let mut overrun = false;
-        for (sequence, q_len) in q_lens.into_iter().enumerate() {
-            for token in 0..q_len {
-                let Some(&parent) = parents.get(draft + token) else {
-                    overrun = true;
-                    break;
-                };
-                // A smaller index both rules out cycles and lets one pass form every path.
-                if parent < -1 || parent >= token as i32 {
-                    return Err(InvalidMask::Parent { sequence, token, parent });
-                }
-            }
-            draft += q_len;
-        }
-        if overrun || draft != parents.len() {
-            return Err(InvalidMask::ParentCount { expected: draft, got: parents.len() });
-        }
-        Ok(Mask::Tree(Tree { parents: parents.to_vec() }))
+        let tree = Tree { parents: parents.to_vec() };
+        tree.check(q_lens)?;
+        Ok(Mask::Tree(tree))
     }
 
     /// True if query `t` of a sequence may see cached position `j < kv_len`.
     ///
     /// `draft` is the first query of the sequence in the batch. This is the definition; engines
     /// find faster ways to the same answer.
+    ///
+    /// # Panics
+    /// If a tree is asked about a query that it does not have, or about more queries than tokens.
     pub fn sees(&self, draft: usize, q_len: usize, kv_len: usize, t: usize, j: usize) -> bool {
         match self {
             Mask::Full => true,
@@ -176,7 +191,9 @@ mod tests {
         let mask = Mask::new(MaskKind::Tree(&[-1, 0, -1, -1, 1]), [2, 0, 3]).unwrap();
         assert!(mask.sees(2, 3, 3, 2, 1) && !mask.sees(2, 3, 3, 2, 0));
         let Mask::Tree(tree) = mask else { panic!("not a tree") };
-        assert_eq!(tree.depth(2, 2), 2);
+        assert_eq!((tree.depth(2, 0), tree.depth(2, 2)), (1, 2));
+        assert_eq!(tree.parents(), [-1, 0, -1, -1, 1]);
+        assert_eq!(tree.path(2, 2).collect::<Vec<_>>(), [2, 1]);
     }
 
     // [S-3.10]

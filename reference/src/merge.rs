@@ -1,14 +1,15 @@
-//! Merging two partial results over disjoint sets of positions `[S-3.15]`.
-//!
-//! ```text
-//! m   = max(lse_a, lse_b)
-//! lse = m + ln(e^(lse_a - m) + e^(lse_b - m))
-//! o   = o_a e^(lse_a - lse) + o_b e^(lse_b - lse)
-//! ```
-//!
-//! An empty part (`lse = -inf`) changes nothing, and two empty parts give an empty one.
+//! Merging two partial results: [`merge_row`].
 
-/// Merges one row in place: `o [d_v]` and `lse` become those of both parts together.
+/// Merges one row in place: `o [d_v]` and `lse` become those of both parts together, which saw
+/// disjoint sets of positions `[S-3.15]`.
+///
+/// ```text
+/// m   = max(lse_a, lse_b)
+/// lse = m + ln(e^(lse_a - m) + e^(lse_b - m))
+/// o   = o_a e^(lse_a - lse) + o_b e^(lse_b - lse)
+/// ```
+///
+/// An empty part (`lse = -inf`) changes nothing, and two empty parts give an empty one `[S-3.16]`.
 ///
 /// # Panics
 /// If the outputs differ in length.

@@ -34,6 +34,19 @@ pub struct RowCopy {
     pub rows: usize,
 }
 
+/// `2 rows from row 0 of page 7 to row 1 of page 3`.
+impl fmt::Display for RowCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RowCopy { from, to, rows } = self;
+        let (page, to_page) = (from.page.0, to.page.0);
+        write!(
+            f,
+            "{rows} rows from row {} of page {page} to row {} of page {to_page}",
+            from.row, to.row
+        )
+    }
+}
+
 /// A sequence of [`PageTables`]. Handles are never reused within one set of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
@@ -45,23 +58,41 @@ impl fmt::Display for SequenceId {
 }
 
 /// Hands out pages and counts how many tables hold each.
+///
+/// Pages that were never handed out are not listed anywhere, so that a pool costs what is used of
+/// it and the largest legal one can be made.
 #[derive(Clone, Debug)]
 struct PagePool {
-    /// Free pages, the next one to hand out last.
-    free: Vec<PageId>,
-    /// Users of each page; 0 exactly for the free ones.
+    total: usize,
+    /// Pages that came back, the next one to hand out last.
+    returned: Vec<PageId>,
+    /// Users of each page that was ever handed out, the lowest ids; 0 exactly for those returned.
     users: Vec<u32>,
 }
 
 impl PagePool {
-    fn new(pages: u32) -> PagePool {
-        let free = (0..pages).rev().map(PageId).collect();
-        PagePool { free, users: vec![0; pages as usize] }
+    fn new(total: usize) -> PagePool {
+        PagePool { total, returned: Vec::new(), users: Vec::new() }
     }
 
+    fn free(&self) -> usize {
+        self.total - self.users.len() + self.returned.len()
+    }
+
+    fn users(&self, page: PageId) -> Option<usize> {
+        let page = page.0 as usize;
+        (page < self.total).then(|| self.users.get(page).map_or(0, |&users| users as usize))
+    }
+
+    /// A page for one user. The caller has checked that one is free.
     fn take(&mut self) -> PageId {
-        let page = self.free.pop().expect("callers check that enough pages are free");
-        self.users[page.0 as usize] = 1;
+        if let Some(page) = self.returned.pop() {
+            self.users[page.0 as usize] = 1;
+            return page;
+        }
+        // A pool has at most i32::MAX pages.
+        let page = PageId(self.users.len() as u32);
+        self.users.push(1);
         page
     }
 
@@ -73,7 +104,7 @@ impl PagePool {
         let users = &mut self.users[page.0 as usize];
         *users -= 1;
         if *users == 0 {
-            self.free.push(page);
+            self.returned.push(page);
         }
     }
 
@@ -120,16 +151,11 @@ impl PageTables {
         if page_size == 0 {
             return Err(PageError::PageSizeZero);
         }
-        let count = i32::try_from(pages).ok().filter(|_| page_size.checked_mul(pages).is_some());
-        let Some(count) = count else {
+        if pages > i32::MAX as usize || page_size.checked_mul(pages).is_none() {
             return Err(PageError::PoolTooLarge { pages, page_size });
-        };
-        Ok(PageTables {
-            page_size,
-            pool: PagePool::new(count.unsigned_abs()),
-            sequences: Vec::new(),
-            next: 0,
-        })
+        }
+        let pool = PagePool::new(pages);
+        Ok(PageTables { page_size, pool, sequences: Vec::new(), next: 0 })
     }
 
     /// Tokens per page.
@@ -139,17 +165,17 @@ impl PageTables {
 
     /// Pages of the pool, free or not.
     pub fn pages_total(&self) -> usize {
-        self.pool.users.len()
+        self.pool.total
     }
 
     /// Pages that no sequence holds.
     pub fn free_pages(&self) -> usize {
-        self.pool.free.len()
+        self.pool.free()
     }
 
     /// How many sequences hold a page; `None` for an id outside the pool.
     pub fn users(&self, page: PageId) -> Option<usize> {
-        self.pool.users.get(page.0 as usize).map(|&users| users as usize)
+        self.pool.users(page)
     }
 
     /// A new, empty sequence.
@@ -300,23 +326,51 @@ impl PageTables {
     /// # Errors
     /// An unknown sequence; no free page for the copy. Nothing changes then.
     pub fn fork(&mut self, sequence: SequenceId) -> Result<(SequenceId, Vec<RowCopy>), PageError> {
-        let table = self.table(sequence)?.clone();
-        let partial = table.len % self.page_size;
-        self.check_free(usize::from(partial > 0))?;
-        let full = table.len / self.page_size;
+        self.fork_prefix(sequence, self.len(sequence)?)
+    }
+
+    /// A second sequence with the first `len` tokens. Their full pages are shared; a last, partly
+    /// filled one is copied. A prefix of whole pages therefore takes no page and copies nothing.
+    ///
+    /// ```
+    /// # use grouped_attention::PageTables;
+    /// let mut tables = PageTables::new(16, 4)?;
+    /// let sequence = tables.insert();
+    /// tables.extend(sequence, 40)?;
+    /// let (prefix, copies) = tables.fork_prefix(sequence, 32)?;
+    /// assert_eq!(tables.pages(prefix)?, &tables.pages(sequence)?[..2]);
+    /// assert_eq!((copies.len(), tables.free_pages()), (0, 1));
+    /// # Ok::<(), grouped_attention::PageError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// An unknown sequence, or one that is shorter; no free page for the copy. Nothing changes
+    /// then.
+    pub fn fork_prefix(
+        &mut self,
+        sequence: SequenceId,
+        len: usize,
+    ) -> Result<(SequenceId, Vec<RowCopy>), PageError> {
+        let table = self.table(sequence)?;
+        if len > table.len {
+            return Err(PageError::TruncateBeyond { sequence, len, current: table.len });
+        }
+        let (full, partial) = (len / self.page_size, len % self.page_size);
         let mut pages = table.pages[..full].to_vec();
+        let last = (partial > 0).then(|| table.pages[full]);
+        self.check_free(usize::from(partial > 0))?;
         for &page in &pages {
             self.pool.share(page);
         }
         let mut copies = Vec::new();
-        if partial > 0 {
+        if let Some(last) = last {
             let fresh = self.pool.take();
-            copies.push(page_copy(table.pages[full], fresh, partial));
+            copies.push(page_copy(last, fresh, partial));
             pages.push(fresh);
         }
         let id = self.insert();
         let index = self.index(id)?;
-        self.sequences[index].1 = Table { pages, len: table.len };
+        self.sequences[index].1 = Table { pages, len };
         Ok((id, copies))
     }
 
@@ -324,8 +378,8 @@ impl PageTables {
     /// are the ones to append: positions `len - q_len .. len`.
     ///
     /// # Errors
-    /// An unknown sequence, one listed twice, more queries than tokens, writes into a page that
-    /// another sequence uses, what [`Step::new`] rejects.
+    /// An unknown sequence, one listed twice with queries, more queries than tokens, writes into a
+    /// page that another sequence uses, what [`Step::new`] rejects.
     pub fn step(
         &self,
         queries: &[(SequenceId, usize)],

@@ -1,24 +1,14 @@
-//! Rotary position embedding: both pair orders, frequency scaling, angles in f64 `[S-5.2]`.
-//!
-//! A vector of even width r is r/2 pairs. At position p, pair i turns by the angle `p * f_i`:
-//!
-//! ```text
-//! f_i    = base^(-2i/r)                         then scaled, see RopeScaling
-//! a'     = c * (a cos(p f_i) - b sin(p f_i))
-//! b'     = c * (b cos(p f_i) + a sin(p f_i))
-//! ```
-//!
-//! c is 1 except under YaRN. Which two elements are pair i is the style's matter, and the result
-//! stays where it came from: a key rotated in interleaved style is stored in pair order.
+//! Rotary position embedding: [`Rope`].
 
 use std::f64::consts::PI;
 
 /// Which two elements of a vector of width r form pair i.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RopeStyle {
-    /// `(i, i + r/2)`: Llama and the published GTA and GLA code ("rotate half", NeoX).
+    /// `(i, i + r/2)`: Llama and the published GTA and GLA code ("rotate half", NeoX)
+    /// `[S-5.2]`.
     HalfSplit,
-    /// `(2i, 2i + 1)`: DeepSeek checkpoints (GPT-J).
+    /// `(2i, 2i + 1)`: DeepSeek checkpoints (GPT-J) `[S-5.3]`.
     Interleaved,
 }
 
@@ -27,8 +17,8 @@ pub enum RopeStyle {
 pub enum RopeScaling {
     /// As trained.
     None,
-    /// Llama 3.1: frequencies with few turns in the original context are divided by `factor`, those
-    /// with many are left, and between the two the divided and the original one are blended.
+    /// Llama 3.1 `[S-5.5]`: frequencies with few turns in the original context are divided by
+    /// `factor`, those with many are left, and between the two both are blended.
     Llama3 {
         /// Divisor of the low frequencies, at least 1.
         factor: f64,
@@ -39,9 +29,9 @@ pub enum RopeScaling {
         /// Tokens of the original context.
         original_max_position: usize,
     },
-    /// YaRN as DeepSeek-V2 and V3 use it. With `m(a) = 0.1 a ln(factor) + 1` (1 for a factor of
-    /// 1), cos and sin are multiplied by `m(mscale) / m(mscale_all_dim)` and the softmax scale by
-    /// `m(mscale_all_dim)^2`.
+    /// YaRN as DeepSeek-V2 and V3 use it `[S-5.6]`. With `m(a) = 0.1 a ln(factor) + 1`, cos and sin
+    /// are multiplied by `m(mscale) / m(mscale_all_dim)` `[S-5.7]` and the softmax scale by
+    /// `m(mscale_all_dim)^2` `[S-5.8]`.
     Yarn {
         /// Divisor of the low frequencies, at least 1.
         factor: f64,
@@ -62,7 +52,18 @@ pub enum RopeScaling {
     },
 }
 
-/// A rotary embedding of one width. Legal by construction.
+/// A rotary embedding of one width, angles in f64 `[S-5.1]`. Legal by construction.
+///
+/// A vector of even width r is r/2 pairs. At position p, pair i turns by the angle `p * f_i`:
+///
+/// ```text
+/// f_i    = base^(-2i/r)                         then scaled, see RopeScaling
+/// a'     = c * (a cos(p f_i) - b sin(p f_i))
+/// b'     = c * (b cos(p f_i) + a sin(p f_i))
+/// ```
+///
+/// c is 1 except under YaRN. Which two elements are pair i is the style's matter, and the result
+/// stays where it came from: a key rotated in interleaved style is stored in pair order.
 ///
 /// ```
 /// use grouped_attention::{Rope, RopeScaling, RopeStyle};

@@ -71,15 +71,25 @@ pub struct Extent {
 impl Extent {
     /// The first size in which `self` exceeds `capacity`, as (name, size, capacity).
     pub(crate) fn beyond(&self, capacity: &Extent) -> Option<(&'static str, usize, usize)> {
+        let sizes = self.sizes().into_iter().zip(capacity.sizes());
+        sizes
+            .map(|((what, size), (_, capacity))| (what, size, capacity))
+            .find(|(_, size, capacity)| size > capacity)
+    }
+
+    /// The first size that no step can have, as (name, size).
+    pub(crate) fn past_any_step(&self) -> Option<(&'static str, usize)> {
+        self.sizes().into_iter().find(|(_, size)| *size > i32::MAX as usize)
+    }
+
+    fn sizes(&self) -> [(&'static str, usize); 5] {
         [
-            ("sequences", self.sequences, capacity.sequences),
-            ("total_q", self.total_q, capacity.total_q),
-            ("max_q_len", self.max_q_len, capacity.max_q_len),
-            ("max_kv_len", self.max_kv_len, capacity.max_kv_len),
-            ("writes", self.writes, capacity.writes),
+            ("sequences", self.sequences),
+            ("total_q", self.total_q),
+            ("max_q_len", self.max_q_len),
+            ("max_kv_len", self.max_kv_len),
+            ("writes", self.writes),
         ]
-        .into_iter()
-        .find(|(_, size, capacity)| size > capacity)
     }
 }
 
@@ -116,11 +126,10 @@ impl Step {
         for (index, sequence) in sequences.iter().enumerate() {
             step.push(index, sequence)?;
         }
-        if let Mask::Tree(tree) = &step.mask
-            && tree.parents().len() != step.total_q()
-        {
-            let (expected, got) = (step.total_q(), tree.parents().len());
-            return Err(InvalidMask::ParentCount { expected, got }.into());
+        // The mask may have been made for other lengths of the same sum, and a parent that is legal
+        // there may be its own ancestor here.
+        if let Mask::Tree(tree) = &step.mask {
+            tree.check(sequences.iter().map(|sequence| sequence.q_len))?;
         }
         Ok(step)
     }
@@ -164,12 +173,16 @@ impl Step {
     /// # Errors
     /// More queries than cached tokens; two writes to one cell.
     pub fn appending(self) -> Result<Step, InvalidStep> {
+        // Before the list is made: queries alone cost nothing, and there may be 2^31 of them.
+        let beyond = self.spans.iter().position(|span| span.q_len > span.kv_len);
+        if let Some(sequence) = beyond {
+            let Span { q_len, kv_len, .. } = self.spans[sequence];
+            return Err(InvalidStep::AppendBeyond { sequence, q_len, kv_len });
+        }
         let mut writes = Vec::with_capacity(self.total_q());
-        for (index, span) in self.spans.iter().enumerate() {
+        for span in &self.spans {
             let Span { q_start, q_len, kv_len, .. } = *span;
-            let Some(prefix) = kv_len.checked_sub(q_len) else {
-                return Err(InvalidStep::AppendBeyond { sequence: index, q_len, kv_len });
-            };
+            let prefix = kv_len - q_len;
             for t in 0..q_len {
                 let position = match &self.mask {
                     Mask::Causal | Mask::Full => prefix + t,
@@ -198,10 +211,12 @@ impl Step {
                 return Err(InvalidStep::PageId { sequence: index, page: write.slot.page });
             }
         }
-        let mut cells: Vec<Slot> = writes.iter().map(|write| write.slot).collect();
+        let mut cells: Vec<(Slot, usize)> =
+            writes.iter().enumerate().map(|(index, write)| (write.slot, index)).collect();
         cells.sort_unstable();
-        if let Some(pair) = cells.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(InvalidStep::WrittenTwice { slot: pair[0] });
+        if let Some(pair) = cells.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let (slot, writes) = (pair[0].0, [pair[0].1, pair[1].1]);
+            return Err(InvalidStep::WrittenTwice { slot, writes });
         }
         if writes.len() > i32::MAX as usize {
             return Err(InvalidStep::TooManyWrites { writes: writes.len() });
@@ -259,6 +274,9 @@ impl Step {
     }
 
     /// The cell of a cached position `[S-4.3]`.
+    ///
+    /// # Panics
+    /// If the position is in no page of the sequence, or the span is of another step.
     pub fn slot(&self, span: &Span, position: usize) -> Slot {
         debug_assert!(position < span.kv_len);
         Slot { page: self.pages(span)[position / self.page_size], row: position % self.page_size }
@@ -344,10 +362,14 @@ pub enum InvalidStep {
         page_size: usize,
     },
     /// Two writes of one step go to one cell.
-    #[error("two rows would be written to row {} of page {}", slot.row, slot.page.0)]
+    #[error(
+        "writes {} and {} both go to row {} of page {}", writes[0], writes[1], slot.row, slot.page.0
+    )]
     WrittenTwice {
         /// The cell.
         slot: Slot,
+        /// Indices of the two writes, the earlier first.
+        writes: [usize; 2],
     },
     /// Counts are 31 bits wide on devices.
     #[error("a step of {writes} writes")]
@@ -355,4 +377,32 @@ pub enum InvalidStep {
         /// Rows to append.
         writes: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // [S-1.1] [S-1.3] [S-1.4] [S-4.3]
+    #[test]
+    fn sequences_are_packed_one_after_another() {
+        let tables = [[PageId(4), PageId(2)], [PageId(9), PageId(9)], [PageId(0), PageId(1)]];
+        let lens = [(2, 5), (0, 0), (3, 3)];
+        let sequences: Vec<Sequence<'_>> = lens
+            .into_iter()
+            .zip(&tables)
+            .map(|((q_len, kv_len), pages)| Sequence { q_len, kv_len, pages })
+            .collect();
+        let step = Step::new(3, &sequences, Mask::Causal).unwrap();
+        let span = |q_start, q_len, kv_len, page_start| Span { q_start, q_len, kv_len, page_start };
+        assert_eq!(step.spans(), [span(0, 2, 5, 0), span(2, 0, 0, 2), span(2, 3, 3, 2)]);
+        // Only the pages that the lengths use, so that spare entries cannot matter.
+        assert_eq!(step.page_ids(), [PageId(4), PageId(2), PageId(0)]);
+        let [first, empty, last] = [0, 1, 2].map(|index| &step.spans()[index]);
+        assert_eq!(step.pages(first), [PageId(4), PageId(2)]);
+        assert_eq!((step.pages(empty), step.pages(last)), (&[][..], &[PageId(0)][..]));
+        assert_eq!(step.slot(first, 4), Slot { page: PageId(2), row: 1 });
+        assert_eq!((step.page_size(), step.total_q(), step.pages_required()), (3, 5, 5));
+        assert!(step.sees(last, 1, 1) && !step.sees(last, 1, 2));
+    }
 }

@@ -168,3 +168,35 @@ pub enum InvalidTensor {
         got: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // [S-1.5]
+    #[test]
+    fn values_are_rounded_once_on_the_way_in() {
+        // Just above the bf16 tie between 1 and 1 + 2^-7; f32 would round it back onto the tie.
+        let above = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+        let rounded = |dtype| HostTensor::from_f64(dtype, &[1], &[above]).unwrap().to_f64()[0];
+        assert_eq!(rounded(Dtype::Bf16), 1.0 + 2f64.powi(-7));
+        assert_eq!(rounded(Dtype::F16), 1.0 + 4.0 * 2f64.powi(-10));
+        assert_eq!(rounded(Dtype::F32), 1.0 + 2f64.powi(-8));
+    }
+
+    #[test]
+    fn values_can_be_overwritten_in_place() {
+        for dtype in Dtype::ALL {
+            let mut tensor = HostTensor::zeros(dtype, &[2, 2]).unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape()), (dtype, &[2, 2][..]));
+            assert_eq!((tensor.values().len(), tensor.values().is_empty()), (4, false));
+            match tensor.values_mut() {
+                ValuesMut::F32(values) => values[2] = 1.5,
+                ValuesMut::F16(values) => values[2] = f16::from_f32(1.5),
+                ValuesMut::Bf16(values) => values[2] = bf16::from_f32(1.5),
+            }
+            assert_eq!(tensor.to_f64(), [0.0, 0.0, 1.5, 0.0]);
+        }
+        assert!(HostTensor::zeros(Dtype::F16, &[3, 0]).unwrap().values().is_empty());
+    }
+}

@@ -1,0 +1,97 @@
+//! Prints and draws what attention variants cost against tensor-parallel degree and a device.
+
+use clap::Parser;
+use grouped_attention_benches::roofline::device::{NamedDevice, UnknownDevice};
+use grouped_attention_benches::roofline::points::{self, Point};
+use grouped_attention_benches::roofline::shape::Shape;
+use grouped_attention_benches::roofline::{figure, table, this};
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+/// Arithmetic intensity and cache bytes per token of every variant, per tensor-parallel device.
+#[derive(Debug, Parser)]
+struct Options {
+    /// h100, h200, a100, this (measured now), or NAME:BYTES_PER_S:FLOP_PER_S
+    #[arg(long, default_value = "h100")]
+    device: Choice,
+    /// Tensor-parallel degrees
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
+    tp: Vec<usize>,
+    /// New tokens of a sequence in one step
+    #[arg(long, default_value = "1")]
+    q_len: NonZeroUsize,
+    /// Write the figures into this folder
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+    /// Draw measured points: a JSON array of {name, intensity, flops_per_s}
+    #[arg(long, value_name = "FILE")]
+    points: Option<PathBuf>,
+}
+
+/// The device as it is asked for.
+#[derive(Clone, Debug)]
+enum Choice {
+    This,
+    Named(NamedDevice),
+}
+
+impl FromStr for Choice {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<Choice, UnknownDevice> {
+        if text == "this" { Ok(Choice::This) } else { text.parse().map(Choice::Named) }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("roofline: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    let points = match &options.points {
+        Some(path) => points::read(path)?,
+        None => Vec::new(),
+    };
+    let device = match &options.device {
+        Choice::This => this::measured()?,
+        Choice::Named(device) => device.clone(),
+    };
+    println!("{device}; ridge {:.1} FLOP/byte", device.device.ridge());
+    for shape in [Shape::llama()?, Shape::deepseek()?] {
+        let table = table::markdown(&shape, &device, &options.tp, options.q_len.get())?;
+        println!("\n{}", table.trim_end());
+        if options.svg.is_some() {
+            draw(options, &device, &shape, &points)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes `bytes-SHAPE.svg` and `roofline-SHAPE.svg`.
+fn draw(
+    options: &Options,
+    device: &NamedDevice,
+    shape: &Shape,
+    points: &[Point],
+) -> Result<(), Box<dyn Error>> {
+    let Some(folder) = &options.svg else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let figures = [
+        ("bytes", figure::bytes(shape, &options.tp)?),
+        ("roofline", figure::roofline(shape, device, &options.tp, options.q_len.get(), points)?),
+    ];
+    for (name, svg) in figures {
+        let path = folder.join(format!("{name}-{}.svg", shape.key));
+        std::fs::write(&path, svg).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `oracle gen` and `oracle list`: inputs for kernels.
+
+use crate::exit::Failure;
+use crate::files;
+use clap::Args;
+use grouped_attention_conformance::file::{CaseFile, Writer};
+use grouped_attention_conformance::generate::corpus::{self, Named};
+use grouped_attention_conformance::{Case, Inputs, InvalidCase, Script};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Writes a case of the corpus, or one from its line, as a file.
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// A name that `oracle list` prints, or a line such as "gqa h_q=8 h=2 d_k=64 d_v=64 q=1,3
+    /// kv=100,7 scale=0.125 dtype=bf16 seed=1".
+    #[arg(required = true, value_name = "NAME|LINE")]
+    words: Vec<String>,
+    /// Where the case goes.
+    #[arg(short, long, value_name = "CASE")]
+    output: PathBuf,
+}
+
+/// Prints the cases of the corpus: name, line, and what goes wrong without it.
+#[derive(Debug, Args)]
+pub(crate) struct List {}
+
+/// Why there is no such case.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoCase {
+    #[error(transparent)]
+    Corpus(#[from] corpus::InvalidCorpus),
+    #[error("{line:?}: {source}")]
+    Line { line: String, source: InvalidCase },
+    #[error("the case {line:?} lies past 2^31 elements: no file is made of it")]
+    Far { line: String },
+}
+
+impl Generate {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        // A line may come as one word or as many, as the shell was told.
+        let text = self.words.join(" ");
+        let case = if text.contains(char::is_whitespace) {
+            let source = |source| NoCase::Line { line: text.clone(), source };
+            text.parse::<Case>().map_err(source)?
+        } else {
+            corpus::find(&text).map_err(NoCase::from)?.case
+        };
+        let line = case.to_string();
+        if case.far {
+            return Err(NoCase::Far { line }.into());
+        }
+        let inputs = Script::new(&case)
+            .and_then(|script| Inputs::new(&script))
+            .map_err(|source| NoCase::Line { line: line.clone(), source })?;
+        let Inputs { problem, cache, step, q } = inputs;
+        let file = CaseFile::new(&problem, step, q, &cache).map_err(Failure::run(&self.output))?;
+        let mut writer = Writer::new();
+        file.write_to(&mut writer);
+        writer.metadata("case", &line);
+        files::save(&writer, &self.output)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl List {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        for Named { name, why, case } in corpus::corpus().map_err(NoCase::from)? {
+            println!("{name}\n    {case}\n    {why}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

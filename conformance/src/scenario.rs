@@ -1,0 +1,92 @@
+//! What is done to a cache before, and between, the attentions that are judged.
+
+use crate::case::InvalidCase;
+use grouped_attention::{Rope, RopeScaling, RopeStyle};
+use std::fmt;
+use std::str::FromStr;
+
+/// A course of operations. Every attention in it is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scenario {
+    /// Rows are there; attend.
+    Attend,
+    /// The queries' own rows are appended by the plan that then attends.
+    Append,
+    /// Append a draft and attend; truncate to its first half; append other tokens and attend.
+    Truncate,
+    /// Append a tree and attend; keep one path of it; append another tree and attend.
+    Keep,
+    /// Fork every sequence, take some of the fork's last tokens back, append different tokens to
+    /// both, attend to both in one batch: shared pages and copies on write.
+    Fork,
+    /// Attend to the positions before a page boundary and to those after it, and merge.
+    Merge,
+    /// One plan with room for more, updated to other lengths, tables and order, and back.
+    Update,
+    /// The same with tensors as large as the plan's capacity, as recorded calls need them.
+    Replay,
+    /// As `Append`, with keys that the engine rotates, at positions with gaps.
+    Rotate(RopeStyle),
+}
+
+/// Base of the rotations: frequencies from 1 down to a thousandth within narrow keys.
+const ROPE_BASE: f64 = 1_000.0;
+
+impl Scenario {
+    /// All of them.
+    pub const ALL: [Scenario; 10] = [
+        Scenario::Attend,
+        Scenario::Append,
+        Scenario::Truncate,
+        Scenario::Keep,
+        Scenario::Fork,
+        Scenario::Merge,
+        Scenario::Update,
+        Scenario::Replay,
+        Scenario::Rotate(RopeStyle::HalfSplit),
+        Scenario::Rotate(RopeStyle::Interleaved),
+    ];
+
+    /// The rope that keys are turned by, if they are.
+    pub(crate) fn rope(self, width: usize) -> Result<Option<Rope>, InvalidCase> {
+        let Scenario::Rotate(style) = self else { return Ok(None) };
+        Ok(Some(Rope::new(style, width, ROPE_BASE, RopeScaling::None)?))
+    }
+
+    /// True if the queries' own tokens are appended, so that there are no more queries than cached
+    /// tokens.
+    pub fn appends(self) -> bool {
+        let whole = [Scenario::Attend, Scenario::Merge, Scenario::Update, Scenario::Replay];
+        !whole.contains(&self)
+    }
+
+    /// The word that lines and trial names use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::Attend => "attend",
+            Scenario::Append => "append",
+            Scenario::Truncate => "truncate",
+            Scenario::Keep => "keep",
+            Scenario::Fork => "fork",
+            Scenario::Merge => "merge",
+            Scenario::Update => "update",
+            Scenario::Replay => "replay",
+            Scenario::Rotate(RopeStyle::HalfSplit) => "rotate:half",
+            Scenario::Rotate(RopeStyle::Interleaved) => "rotate:interleaved",
+        }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Scenario, ()> {
+        Scenario::ALL.into_iter().find(|scenario| scenario.name() == name).ok_or(())
+    }
+}

@@ -1,0 +1,60 @@
+//! `oracle gen` and `oracle list`.
+
+use crate::program::Folder;
+use safetensors::Dtype;
+
+#[test]
+fn every_listed_case_is_generated_attended_and_judged() {
+    let folder = Folder::new();
+    let list = folder.succeed("list");
+    let entries: Vec<&str> = list.lines().collect();
+    let mut written = 0;
+    for entry in entries.chunks_exact(3) {
+        let (name, line) = (entry[0], entry[1].trim());
+        // Past 2^31 elements, no file is small enough to be passed around.
+        if line.split_whitespace().any(|word| word == "far") {
+            assert_eq!(folder.run(&format!("gen {name} -o far")).status, 2);
+            continue;
+        }
+        folder.succeed(&format!("gen {name} -o case"));
+        assert_eq!(folder.get("case").metadata["case"], line, "{name}");
+        folder.succeed("attend case -o out");
+        folder.succeed("compare case out --arithmetic f64");
+        written += 1;
+    }
+    assert!(written >= 40, "{written}");
+    assert_eq!(folder.names(), ["case", "out"]);
+}
+
+#[test]
+fn a_line_may_be_one_word_or_many() {
+    let folder = Folder::new();
+    let line = "gta h_q=4 h=2 s=8 n=4 r=4 q=2 kv=9 mask=tree:chain scale=0.3 dtype=f16 seed=7";
+    folder.succeed(&format!("gen {line} -o many"));
+    assert_eq!(folder.run_words(&["gen", line, "-o", "one"]).status, 0);
+    assert_eq!(
+        std::fs::read(folder.path("many")).unwrap(),
+        std::fs::read(folder.path("one")).unwrap()
+    );
+    let case = folder.get("one");
+    assert_eq!((case.dtype("q"), case.dtype("cache_rope")), (Dtype::F16, Dtype::F16));
+    assert_eq!(case.shape("cache_state")[1..], [16, 2, 8]);
+    assert_eq!(case.integers("tree_parents"), [-1, 0]);
+    assert_eq!(case.metadata["mask"], "tree");
+    // Slots that no length covers hold an id that no cache has.
+    assert_eq!(case.integers("page_table").last(), Some(&-1));
+}
+
+#[test]
+fn names_and_lines_that_are_no_case() {
+    let folder = Folder::new();
+    let error = |words: &str| {
+        let ran = folder.run(&format!("gen {words} -o case"));
+        assert_eq!((ran.status, ran.stdout.as_str()), (2, ""));
+        ran.stderr
+    };
+    insta::assert_snapshot!(error("no-such-case"), @"error: no-such-case is not in the corpus");
+    insta::assert_snapshot!(error("gla h_q=4 h=2 s=8 n=8 r=4 kv=5 scale=1"), @r#"error: "gla h_q=4 h=2 s=8 n=8 r=4 kv=5 scale=1": q= is missing"#);
+    insta::assert_snapshot!(error("gla h_q=4 h=3 s=8 n=8 r=4 q=1 kv=5 scale=1"), @r#"error: "gla h_q=4 h=3 s=8 n=8 r=4 q=1 kv=5 scale=1": 3 cached heads do not divide 4 query heads"#);
+    assert!(folder.names().is_empty());
+}

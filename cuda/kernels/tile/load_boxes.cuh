@@ -1,0 +1,55 @@
+// Producer of stages through tensor maps: one box of states and one of rope keys a stage. For page
+// sizes that are multiples of a stage's tokens, so that a stage lies in one page.
+#pragma once
+
+#include "ptx/copy.cuh"
+#include "tile/item.cuh"
+#include "tile/ring.cuh"
+
+// Arrivals on a full barrier: the thread that announces the bytes.
+constexpr i32 BOX_PRODUCERS = 1;
+
+// Called by one warp. Both maps are 5-D: (64 columns, token, block of 64 columns, head, page); a
+// box of the state map has a stage's tokens, a part's blocks and the item's heads.
+//
+// Page ids are fetched for 32 stages at a time, one a lane, so the table's latency is paid once in
+// 32. A page id outside the cache is passed on as it is: the copy engine reads nothing outside the
+// tensor and fills in zeros, and the stage is flagged. A stage of several parts, which cut its
+// states by columns, has a pair of barriers for each; the rope key comes with the first.
+template <i32 STAGES, class Stage>
+__device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& batch,
+                                                const TensorMap* state_map,
+                                                const TensorMap* rope_map, Stage* stages,
+                                                Ring<STAGES * Stage::PARTS>& ring,
+                                                Cursor<STAGES>& cursor, u32* status) {
+  const i32 lane = threadIdx.x % 32;
+  const i32* table = batch.page_table + item.piece.sequence * batch.page_table_stride;
+  i32 lane_page = 0;
+  i32 step = 0;
+  for (i32 kv = item.piece.kv_begin; kv < item.piece.kv_end; kv += Stage::TOKENS, ++step) {
+    const i32 lane_kv = kv + lane * Stage::TOKENS;
+    if (step % 32 == 0 && lane_kv < item.piece.kv_end) lane_page = table[lane_kv / batch.page_size];
+    const i32 page = __shfl_sync(~0u, lane_page, step % 32);
+    if (lane == 0) {
+      const i32 token = kv % batch.page_size;
+      const bool bad = page < 0 || page >= batch.pages;
+      if (bad) atomicOr(status, STATUS_BAD_PAGE);
+      Stage& stage = stages[cursor.stage];
+#pragma unroll
+      for (i32 part = 0; part < Stage::PARTS; ++part) {
+        constexpr i32 BLOCKS = Stage::STATE_BLOCKS / Stage::PARTS;
+        const i32 slot = cursor.stage * Stage::PARTS + part;
+        u64* full = &ring.full[slot];
+        ptx::mbarrier_wait(&ring.empty[slot], cursor.parity ^ 1);
+        ring.bad_page[slot] = bad;
+        ptx::mbarrier_arrive_expect(full, Stage::part_bytes(part));
+        ptx::copy_box_5d(stage.state(0) + part * BLOCKS, state_map, full, 0, token, part * BLOCKS,
+                         item.head, page);
+        if (part == 0 && Stage::ROPE_BLOCKS > 0) {
+          ptx::copy_box_5d(stage.rope(), rope_map, full, 0, token, 0, 0, page);
+        }
+      }
+    }
+    cursor.advance();
+  }
+}

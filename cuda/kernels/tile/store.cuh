@@ -1,0 +1,135 @@
+// Results from registers to global memory: finished ones in the caller's layout, partial ones to
+// their slot.
+#pragma once
+
+#include "abi.cuh"
+#include "tile/item.cuh"
+#include "tile/queries.cuh"
+
+// Writes the thread's part of one row: columns 8 i + {0, 1} of `row`, from the pairs 4 i + 2 half
+// of accumulator `o`.
+template <i32 R>
+__device__ __forceinline__ void store_row_f32(float* row, const float (&o)[R], i32 half,
+                                              float factor) {
+#pragma unroll
+  for (i32 i = 0; i < R / 4; ++i) {
+    *reinterpret_cast<float2*>(row + 8 * i) =
+        make_float2(o[4 * i + 2 * half] * factor, o[4 * i + 2 * half + 1] * factor);
+  }
+}
+
+template <class T, i32 R>
+__device__ __forceinline__ void store_row_16(u16* row, const float (&o)[R], i32 half,
+                                             float factor) {
+#pragma unroll
+  for (i32 i = 0; i < R / 4; ++i) {
+    *reinterpret_cast<u32*>(row + 8 * i) =
+        T::pack(o[4 * i + 2 * half] * factor, o[4 * i + 2 * half + 1] * factor);
+  }
+}
+
+// The 16 rows of a warp of a warpgroup as 16-byte stores, whole rows at a time, by way of the
+// warp's own 16 rows of `scratch` (a block for every 64 columns). `row` is where row lane % 16
+// begins; null: padding.
+// PERF: 4-byte stores straight from the registers take 4 us for a CTA's 128 rows of 256 where every
+// CTA finishes at once; half of every sector they write is somebody else's.
+template <class T, i32 R>
+__device__ __forceinline__ void store_warp_rows_16(Block<64>* scratch, u16* row,
+                                                   const float (&o)[R], const float (&factor)[2]) {
+  constexpr i32 VECTORS = R / 4;  // of a row of 2 R columns
+  const i32 lane = threadIdx.x % 32;
+  const i32 warp_row = threadIdx.x % 128 / 32 * 16;
+#pragma unroll
+  for (i32 k = 0; k < R / 8; ++k) {
+    const u32 piece[4] = {T::pack(o[8 * k] * factor[0], o[8 * k + 1] * factor[0]),
+                          T::pack(o[8 * k + 2] * factor[1], o[8 * k + 3] * factor[1]),
+                          T::pack(o[8 * k + 4] * factor[0], o[8 * k + 5] * factor[0]),
+                          T::pack(o[8 * k + 6] * factor[1], o[8 * k + 7] * factor[1])};
+    ptx::stmatrix_x4(ptx::shared_address(scratch + k / 4) +
+                         swizzled(warp_row + lane % 16, k % 4 * 2 + lane / 16),
+                     piece);
+  }
+  __syncwarp();
+#pragma unroll 4
+  for (i32 first = 0; first < 16; first += 32 / VECTORS) {
+    const i32 source = first + lane / VECTORS;
+    const i32 vector = lane % VECTORS;
+    u16* to = reinterpret_cast<u16*>(__shfl_sync(~0u, reinterpret_cast<u64>(row), source));
+    const char* block = reinterpret_cast<const char*>(scratch + vector / VECTORS_PER_ROW);
+    const u32 offset = swizzled(warp_row + source, vector % VECTORS_PER_ROW);
+    const uint4 value = *reinterpret_cast<const uint4*>(block + offset);
+    if (to != nullptr) *reinterpret_cast<uint4*>(to + vector * VECTOR_ELEMENTS) = value;
+  }
+}
+
+// Where one row of a result goes.
+struct RowPlace {
+  float* o_f32;  // null: `o_16`
+  u16* o_16;
+  float* lse;       // null: not wanted
+  float lse_scale;  // from base 2
+};
+
+// `row` is the packed row of cached head `head`, `slot_row` its place among the `slot_rows` of a
+// slot.
+__device__ __forceinline__ RowPlace row_place(const Attend& a, const Item& item, i32 head, i32 row,
+                                              i32 slot_row, i32 slot_rows, i32 d_v) {
+  if (item.slot >= 0) {
+    const i64 index = i64(item.slot) * slot_rows + slot_row;
+    return {a.partials.o + index * d_v, nullptr, a.partials.lse + index, 1.0f};
+  }
+  const QueryRow q = query_row(row, head, a.group);
+  const i64 token = item.piece.q_start + q.query;
+  const i64 at = token * a.out.o_row_stride + q.head * a.out.o_head_stride;
+  float* lse = a.out.lse;
+  if (lse != nullptr) lse += token * a.out.lse_row_stride + q.head * a.out.lse_head_stride;
+  if (a.o_is_f32) return {static_cast<float*>(a.out.o) + at, nullptr, lse, LN_2};
+  return {nullptr, static_cast<u16*>(a.out.o) + at, lse, LN_2};
+}
+
+// One of the thread's rows, its columns from `first_column` on.
+template <class T, i32 R>
+__device__ __forceinline__ void store_row(const RowPlace& place, i32 first_column,
+                                          const float (&o)[R], i32 half, float factor) {
+  if (place.o_f32 != nullptr) {
+    store_row_f32(place.o_f32 + first_column, o, half, factor);
+  } else {
+    store_row_16<T>(place.o_16 + first_column, o, half, factor);
+  }
+}
+
+__device__ __forceinline__ void store_lse(const RowPlace& place, float lse_log2) {
+  if (place.lse != nullptr) *place.lse = lse_log2 * place.lse_scale;
+}
+
+// The 64 rows of a warpgroup: columns first_column .. first_column + 2 R of packed rows first_row
+// on. `scratch` holds nothing that is still needed, by any warp of the group.
+template <class T, i32 R>
+__device__ __forceinline__ void store_group(const Attend& a, const Item& item, i32 first_row,
+                                            i32 slot_rows, i32 d_v, i32 first_column,
+                                            Block<64>* scratch, const float (&o)[R],
+                                            const float (&factor)[2], const float (&lse_log2)[2],
+                                            bool stores_lse) {
+  const i32 lane = threadIdx.x % 32;
+  const i32 warp_row = first_row + threadIdx.x % 128 / 32 * 16;
+  const bool packed = item.slot < 0 && !a.o_is_f32;
+  if (packed) {
+    const i32 row = warp_row + lane % 16;
+    u16* at = nullptr;
+    if (row < item.rows) {
+      at = row_place(a, item, item.head, row, row - item.first_row, slot_rows, d_v).o_16 +
+           first_column;
+    }
+    store_warp_rows_16<T>(scratch, at, o, factor);
+  }
+#pragma unroll
+  for (i32 half = 0; half < 2; ++half) {
+    const i32 row = warp_row + lane / 4 + 8 * half;
+    if (row >= item.rows) continue;
+    const RowPlace place = row_place(a, item, item.head, row, row - item.first_row, slot_rows, d_v);
+    if (!packed) {
+      store_row_f32(place.o_f32 + first_column + lane % 4 * 2, o, half, factor[half]);
+    }
+    if (stores_lse && lane % 4 == 0) store_lse(place, lse_log2[half]);
+  }
+}

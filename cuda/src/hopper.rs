@@ -1,0 +1,167 @@
+//! Which Hopper kernel computes a tied problem, in which shape, and the tensor maps it loads through.
+//!
+//! The kernels state their preconditions at their heads (kernels/tied*_sm90.cu).
+
+use crate::abi::TensorMap;
+use crate::cache::CachePart;
+use crate::family::{Choice, Items, Widths};
+use crate::jit::Instance;
+use grouped_attention::{Dtype, Extent, Problem};
+
+/// Columns of a block of shared memory, and the multiple that all widths must be of.
+const BLOCK_COLUMNS: usize = 64;
+/// Dynamic shared memory of a block; all of them take what there is, since one fills an SM.
+const SHARED_BYTES: usize = 227 << 10;
+/// Rows, and heads, of an item of `tied_heads_sm90`.
+const HEADS: usize = 8;
+const HEADS_TOKENS: usize = 16;
+
+/// What a tensor map copies at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Box {
+    pub(crate) tokens: usize,
+    /// Blocks of 64 columns.
+    pub(crate) blocks: usize,
+    pub(crate) heads: usize,
+}
+
+/// How a Hopper kernel reads the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loads {
+    /// Rows one by one.
+    Rows,
+    /// States and rope keys by the copy engine.
+    Boxes { state: Box, rope: Option<Box> },
+}
+
+/// The kernel for a problem, if there is one.
+///
+/// In batch-invariant mode the shape depends on the problem and the page size alone; boxes and rows
+/// bring the same numbers to the same places, so the page size changes no bit.
+pub(crate) fn choose(
+    problem: &Problem,
+    capacity: &Extent,
+    page_size: usize,
+) -> Option<(Choice, Items, Loads)> {
+    let widths = Widths::of(problem.geometry());
+    let Widths { tied, n, r, s } = widths;
+    let multiple = [n, r, s].into_iter().all(|width| width.is_multiple_of(BLOCK_COLUMNS));
+    if !tied || !multiple || problem.dtype() == Dtype::F32 || ![64, 128, 256, 512].contains(&s) {
+        return None;
+    }
+    let queries = if problem.is_batch_invariant() { 1 } else { capacity.max_q_len.max(1) };
+    let rows = problem.geometry().group().saturating_mul(queries);
+    let heads = problem.geometry().heads();
+    let narrow = s <= 128 && heads.is_multiple_of(HEADS) && problem.geometry().group() <= 16;
+    let (kernel, items, tokens, shape) = if narrow {
+        let item = if rows <= 16 { 16 } else { 32 };
+        let shape = vec![("GA_HEADS", HEADS), ("GA_ROWS", item), ("GA_TOKENS", HEADS_TOKENS)];
+        ("tied_heads_sm90", Items { rows: item, heads: HEADS }, HEADS_TOKENS, shape)
+    } else if s == 512 {
+        ("tied_wide_sm90", Items { rows: 64, heads: 1 }, BLOCK_COLUMNS, vec![])
+    } else {
+        let item = if rows <= 64 { 64 } else { 128 };
+        ("tied_sm90", Items { rows: item, heads: 1 }, BLOCK_COLUMNS, vec![("GA_ROWS", item)])
+    };
+    let boxes = page_size.is_multiple_of(tokens);
+    let mut constants = widths.constants();
+    constants.extend(shape);
+    constants.push(("GA_BF16", usize::from(problem.dtype() == Dtype::Bf16)));
+    constants.push(("GA_BOXES", usize::from(boxes)));
+    // The wide kernel takes a tile in halves.
+    let blocks = if s == 512 { s / 2 } else { s } / BLOCK_COLUMNS;
+    let state = Box { tokens, blocks, heads: items.heads };
+    let rope = (r > 0).then_some(Box { tokens, blocks: r / BLOCK_COLUMNS, heads: 1 });
+    let loads = if boxes { Loads::Boxes { state, rope } } else { Loads::Rows };
+    let instance = Instance { kernel, constants };
+    Some((Choice { instance, shared_bytes: SHARED_BYTES }, items, loads))
+}
+
+/// What `cuTensorMapEncodeTiled` is told of one part of a cache: five dimensions, innermost first:
+/// column of a block, token, block, head, page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MapShape {
+    pub(crate) address: u64,
+    pub(crate) extents: [u64; 5],
+    /// Bytes, of all dimensions but the first.
+    pub(crate) strides: [u64; 4],
+    pub(crate) copied: [u32; 5],
+}
+
+impl MapShape {
+    pub(crate) fn new(
+        part: &CachePart,
+        pages: usize,
+        page_size: usize,
+        heads: usize,
+        width: usize,
+        copied: Box,
+    ) -> MapShape {
+        const ELEMENT: usize = 2;
+        let blocks = width / BLOCK_COLUMNS;
+        let row_bytes = part.token_stride * ELEMENT;
+        // Of a single head the stride is never taken, but it must be legal.
+        let head_stride = if heads > 1 { part.head_stride * ELEMENT } else { row_bytes };
+        let extents = [BLOCK_COLUMNS, page_size, blocks, heads, pages];
+        let strides = [row_bytes, BLOCK_COLUMNS * ELEMENT, head_stride, part.page_stride * ELEMENT];
+        let Box { tokens, blocks, heads } = copied;
+        MapShape {
+            address: part.address,
+            extents: extents.map(|extent| extent as u64),
+            strides: strides.map(|stride| stride as u64),
+            copied: [BLOCK_COLUMNS, tokens, blocks, heads, 1].map(|extent| extent as u32),
+        }
+    }
+}
+
+/// The map of a part that is not there, or of a kernel that takes none.
+pub(crate) const NO_MAP: TensorMap = TensorMap { opaque: [0; 16] };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use grouped_attention::Geometry;
+
+    fn chosen(geometry: Geometry, q_len: usize, page_size: usize) -> Option<String> {
+        let problem = Problem::new(geometry, Dtype::Bf16, 1.0).unwrap();
+        let capacity =
+            Extent { sequences: 1, total_q: q_len, max_q_len: q_len, max_kv_len: 9, writes: 0 };
+        choose(&problem, &capacity, page_size).map(|found| found.0.instance.to_string())
+    }
+
+    #[test]
+    fn published_shapes_have_kernels() {
+        let gla = Geometry::gla(128, 2, 256, 64).unwrap();
+        assert_eq!(
+            chosen(gla, 1, 64).unwrap(),
+            "tied_sm90 GA_N=256 GA_R=64 GA_S=256 GA_ROWS=64 GA_BF16=1 GA_BOXES=1"
+        );
+        assert!(chosen(gla, 2, 16).unwrap().contains("GA_ROWS=128 GA_BF16=1 GA_BOXES=0"));
+        let mla = Geometry::mla(128, 512, 64).unwrap();
+        assert!(chosen(mla, 1, 64).unwrap().starts_with("tied_wide_sm90 "));
+        let gta = Geometry::gta(128, 8, 128).unwrap();
+        assert_eq!(
+            chosen(gta, 1, 16).unwrap(),
+            "tied_heads_sm90 GA_N=64 GA_R=64 GA_S=128 GA_HEADS=8 GA_ROWS=16 GA_TOKENS=16 \
+             GA_BF16=1 GA_BOXES=1"
+        );
+    }
+
+    #[test]
+    fn others_have_none() {
+        assert_eq!(chosen(Geometry::mha(8, 128).unwrap(), 1, 64), None);
+        assert_eq!(chosen(Geometry::gla(8, 2, 192, 64).unwrap(), 1, 64), None);
+        assert_eq!(chosen(Geometry::gla(8, 2, 256, 32).unwrap(), 1, 64), None);
+    }
+
+    #[test]
+    fn a_combined_tensor_is_two_maps() {
+        let part =
+            CachePart { address: 512, page_stride: 36_864, token_stride: 576, head_stride: 256 };
+        let state = Box { tokens: 64, blocks: 4, heads: 1 };
+        let map = MapShape::new(&part, 10, 64, 2, 256, state);
+        assert_eq!(map.extents, [64, 64, 4, 2, 10]);
+        assert_eq!(map.strides, [1152, 128, 512, 73_728]);
+        assert_eq!(map.copied, [64, 64, 4, 1, 1]);
+    }
+}

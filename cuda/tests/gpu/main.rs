@@ -1,0 +1,69 @@
+//! What a serving engine relies on and the conformance suite cannot ask of every engine: replayed
+//! graphs, foreign memory and streams, the status word, offsets past 2^31, repeatable bits.
+//!
+//! Without a device the trials are ignored, each with the reason;
+//! `GROUPED_ATTENTION_REQUIRE_ENGINES=cuda` makes that a failure.
+
+mod driver;
+mod foreign;
+mod layer;
+mod repeat;
+mod replay;
+mod status;
+
+use grouped_attention_cuda::{CudaBackend, Kernels};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::process::ExitCode;
+
+/// How a trial is told of what went wrong.
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A trial of one engine.
+type Run = fn(&CudaBackend) -> Outcome;
+
+const TRIALS: [(&str, Run); 9] = [
+    ("repeat/three-runs-have-the-same-bits", repeat::three_runs),
+    ("repeat/rows-past-2^31-elements", repeat::far_rows),
+    ("repeat/streams-and-threads", repeat::threads),
+    ("foreign/combined-tensor-and-strides", foreign::combined),
+    ("foreign/misaligned-is-refused-or-right", foreign::misaligned),
+    ("replay/graph-computes-the-latest-step", replay::graph),
+    ("replay/device-schedules-as-the-host-does", replay::device_schedule),
+    ("status/bad-page-is-nan-and-reported", status::bad_page),
+    ("status/bad-write-is-reported", status::bad_write),
+];
+
+const ENGINES: [(&str, Kernels); 3] = [
+    ("cuda", Kernels::Hopper),
+    ("cuda-portable", Kernels::Portable),
+    ("cuda-naive", Kernels::Naive),
+];
+
+fn trial(engine: &'static str, kernels: Kernels, name: &str, run: Run) -> Trial {
+    Trial::ignorable_test(format!("{engine}/{name}"), move || {
+        let backend = match CudaBackend::with_kernels(0, kernels) {
+            Ok(backend) => backend,
+            Err(error) if required(engine) => return Err(Failed::from(error.to_string())),
+            Err(error) => return Ok(Completion::ignored_with(error)),
+        };
+        run(&backend).map_err(|error| Failed::from(error.to_string()))?;
+        Ok(Completion::Completed)
+    })
+}
+
+fn required(engine: &str) -> bool {
+    let names = std::env::var("GROUPED_ATTENTION_REQUIRE_ENGINES").unwrap_or_default();
+    names.split(',').any(|name| name.trim() == engine)
+}
+
+fn main() -> ExitCode {
+    let trials = ENGINES
+        .into_iter()
+        .flat_map(|(engine, kernels)| TRIALS.map(|(name, run)| trial(engine, kernels, name, run)));
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
+
+/// A condition that a trial depends on.
+fn expect(condition: bool, what: impl std::fmt::Display) -> Outcome {
+    if condition { Ok(()) } else { Err(what.to_string().into()) }
+}
