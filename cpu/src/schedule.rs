@@ -376,7 +376,10 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         // [S-3.20]: every row meets every position it sees once, within the promised bounds.
         #[test]
@@ -386,8 +389,9 @@ mod tests {
                 1 => Mask::Full,
                 _ => {
                     prop_assume!(lens.iter().all(|&(q_len, kv_len)| q_len <= kv_len));
-                    let parents: Vec<i32> = lens.iter().flat_map(|&(q_len, _)| vec![-1; q_len]).collect();
-                    Mask::new(MaskKind::Tree(&parents), lens.iter().map(|&(q_len, _)| q_len)).unwrap()
+                    let q_lens = lens.iter().map(|&(q_len, _)| q_len);
+                    let parents = vec![-1; q_lens.clone().sum()];
+                    Mask::new(MaskKind::Tree(&parents), q_lens).unwrap()
                 }
             };
             let schedule = planned(&sizes, &lens, &mask);

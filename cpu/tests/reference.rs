@@ -297,7 +297,11 @@ fn engines() -> Vec<CpuBackend> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     // [S-3.1] [S-3.2] [S-3.3] [S-3.7] [S-3.9] [S-3.13] [S-3.14] [S-3.19] [S-4.2] [S-4.4] [S-4.8]
     #[test]
