@@ -225,7 +225,7 @@ impl FromStr for Case {
         case.dtype = fields.optional("dtype", case.dtype)?;
         case.f32_output = match fields.take("out") {
             None => false,
-            Some("f32") => true,
+            Some("f32") => case.dtype != Dtype::F32,
             Some(value) if value == case.dtype.to_string() => false,
             Some(value) => return Err(InvalidCase::value("out", value)),
         };

@@ -33,6 +33,24 @@ fn sets_of_non_finite_numbers_are_compared_before_numbers() {
     assert!(!judge(&inputs, |_, lse| lse[0] = f64::NEG_INFINITY).passed());
 }
 
+/// A NaN among the values reaches its column, or the whole row, and nothing between.
+// [S-3.18] [S-7.20]
+#[test]
+fn a_row_that_sees_a_nan_may_be_nan_throughout() {
+    let mut inputs = inputs();
+    inputs.v[2] = f64::NAN;
+    assert!(judge(&inputs, |_, _| {}).passed());
+    assert!(judge(&inputs, |o, _| o[..4].fill(f64::NAN)).passed());
+    let throughout = |o: &mut [f64], lse: &mut [f64]| {
+        o[..4].fill(f64::NAN);
+        lse[0] = f64::NAN;
+    };
+    assert!(judge(&inputs, throughout).passed());
+    assert!(!judge(&inputs, |o, _| o[1] = f64::NAN).passed(), "a NaN in a column too many");
+    assert!(!judge(&inputs, |o, _| o[2] = 0.0).passed(), "a NaN was lost");
+    assert!(!judge(&inputs, |_, lse| lse[0] = f64::NAN).passed(), "lse alone");
+}
+
 // [S-7.21]
 #[test]
 fn empty_rows_are_compared_exactly() {
