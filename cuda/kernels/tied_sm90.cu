@@ -51,7 +51,9 @@ struct Traits {
   static constexpr i32 CONSUMER_GROUPS = ROWS / 64;
   // PERF: two groups' queries leave room for three stages; with their rope part in registers, for
   // four. GLA at q_len 2, 128 sequences of 8192: 441 us with four, 454 with three.
-  static constexpr bool ROPE_IN_REGISTERS = CONSUMER_GROUPS == 2 && ROPE_BLOCKS == 1;
+  // Products with registers add to scores, so there must be others before them.
+  static constexpr bool ROPE_IN_REGISTERS =
+      CONSUMER_GROUPS == 2 && ROPE_BLOCKS == 1 && NOPE_BLOCKS > 0;
   static constexpr i32 SHARED_KEY_BLOCKS = ROPE_IN_REGISTERS ? NOPE_BLOCKS : KEY_BLOCKS;
   static constexpr i32 ROPE_STEPS = ROPE_IN_REGISTERS ? ROPE_BLOCKS * BLOCK_COLUMNS / 16 : 0;
   static constexpr i32 QUERY_BLOCKS =

@@ -48,12 +48,14 @@ impl Driver {
         Ok(address)
     }
 
-    /// Overwrites device memory with 32-bit words, after everything that is pending.
+    /// Overwrites device memory with 32-bit words, after everything that is pending and before
+    /// anything that comes: a copy of pageable memory may return before it arrives.
     pub(crate) fn write(&self, to: u64, words: &[i32]) -> Result<(), String> {
         call!(self, b"cuCtxSynchronize", (),)?;
         let from = words.as_ptr().cast::<c_void>();
         let bytes = size_of_val(words);
-        call!(self, b"cuMemcpyHtoD_v2", (u64, *const c_void, usize), to, from, bytes)
+        call!(self, b"cuMemcpyHtoD_v2", (u64, *const c_void, usize), to, from, bytes)?;
+        call!(self, b"cuCtxSynchronize", (),)
     }
 
     /// A stream that is left to the process's end.
