@@ -33,9 +33,9 @@ const GREEDY: Options = Options {
 
 const PROMPTS: [&str; 4] = [
     "In the beginning",
-    "Now is the winter of our discontent",
+    "Verily, verily, I say unto you",
     "the son of Nun, the son of Nun, the son of",
-    "And the LORD said unto Moses",
+    "the king of Israel, the king of Israel, the king of",
 ];
 
 /// A greedy choice closer than this, in logits, is a near-tie: what engines may differ by (bf16
