@@ -57,7 +57,11 @@ const TASKS_PER_THREAD: usize = 4;
 const MIN_PART: usize = 4 * BLOCK;
 
 /// A part's attending costs at least so many times what writing and joining its sums does.
-const PART_WORTH: usize = 32;
+///
+/// PERF: `decode --sweep peers`, B 1, L 8192, two cores, TFLOP/s with 8 / 32 (which leaves one
+/// sequence of 128 heads to one thread): MLA-128 q_len 1 1.09 / 0.70, 2 1.25 / 0.84, 4 1.61 / 0.94;
+/// GLA-2 128 heads q_len 1 0.84 / 0.87, 2 1.14 / 0.71, 4 1.18 / 0.78.
+const PART_WORTH: usize = 8;
 
 /// Most parts of a sequence in batch-invariant mode.
 const MAX_INVARIANT_PARTS: usize = 16;
