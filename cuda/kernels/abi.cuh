@@ -252,5 +252,9 @@ struct Scheduling {
   i32 piece_capacity;
   i32 merge_capacity;
   i32 slot_capacity;
+  i32 row_capacity;  // queries of the batch, of a sequence, and cached tokens of a sequence
+  i32 q_len_capacity;
+  i32 kv_len_capacity;
+  i32 reserved;
 };
-static_assert(sizeof(Scheduling) == 120, "mirrored in abi.rs");
+static_assert(sizeof(Scheduling) == 136, "mirrored in abi.rs");

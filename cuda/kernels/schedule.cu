@@ -273,16 +273,38 @@ __device__ __forceinline__ void write_merges(const Scheduling& s, const Line& li
   }
 }
 
+// Whether this thread's share of the sequences is within what was planned for: beyond it lie no
+// queries, results or entries of page tables.
+__device__ __forceinline__ bool within_plan(const Scheduling& s) {
+  bool within = s.q_starts[0] >= 0 && s.q_starts[s.batch] <= s.row_capacity;
+  for (i32 b = threadIdx.x; b < s.batch; b += THREADS) {
+    const i32 q_len = s.q_starts[b + 1] - s.q_starts[b];
+    const i32 kv_len = s.kv_lens[b];
+    within &= q_len >= 0 && q_len <= s.q_len_capacity;
+    within &= kv_len >= 0 && kv_len <= s.kv_len_capacity;
+  }
+  return within;
+}
+
 __device__ __forceinline__ bool fits(const Scheduling& s, const Totals& total) {
   return total.pieces <= s.piece_capacity && total.slots <= s.slot_capacity &&
          total.few + total.many <= s.merge_capacity;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// The schedule of nothing, and the status that says why.
+__device__ __forceinline__ void refuse(const Scheduling& s) {
+  for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) s.team_pieces[t] = 0;
+  if (threadIdx.x != 0) return;
+  *s.merge_counts = {0, 0};
+  atomicOr(s.status, STATUS_OVER_CAPACITY);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     schedule(const __grid_constant__ Scheduling s) {
   extern __shared__ __align__(16) unsigned char bytes[];
   ptx::wait_for_dependencies();
   const Line line = line_arrays(s, bytes);
+  if (!__syncthreads_and(within_plan(s))) return refuse(s);
 
   // The line
   const Totals ends = scan(
@@ -312,15 +334,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __syncthreads();
 
   // The lists
-  const bool fit = fits(s, total);
+  if (!fits(s, total)) return refuse(s);
   for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) {
-    s.team_pieces[t] = fit ? team_begin(s, line, t) : 0;
+    s.team_pieces[t] = team_begin(s, line, t);
   }
-  if (threadIdx.x == 0) {
-    *s.merge_counts = fit ? MergeCounts{total.few, total.many} : MergeCounts{0, 0};
-    if (!fit) atomicOr(s.status, STATUS_OVER_CAPACITY);
-  }
-  if (!fit) return;
+  if (threadIdx.x == 0) *s.merge_counts = {total.few, total.many};
   scan(
       s.batch, [&](i32 b) { return contribution(s, line, b); },
       [&](i32 b, const Totals& before) {

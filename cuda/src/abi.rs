@@ -261,7 +261,7 @@ mirror! {
 unsafe impl Argument for MergeParts {}
 
 mirror! {
-    Scheduling = "Scheduling", 120 {
+    Scheduling = "Scheduling", 136 {
         q_starts: Address,
         kv_lens: Address,
         team_pieces: Address,
@@ -285,6 +285,10 @@ mirror! {
         piece_capacity: i32,
         merge_capacity: i32,
         slot_capacity: i32,
+        row_capacity: i32,
+        q_len_capacity: i32,
+        kv_len_capacity: i32,
+        reserved: i32,
     }
 }
 // SAFETY: as `Argument` asks: mirrored above.
