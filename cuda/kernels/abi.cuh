@@ -199,9 +199,11 @@ static_assert(sizeof(TensorMap) == 128 && alignof(TensorMap) == 64, "CUtensorMap
 //   tiles(b)  = max(1, ceil(kv_len(b) / TILE_TOKENS))                  0 where q_len(b) = 0
 //
 // Sequences lie one after another on a line; b occupies [start(b), start(b + 1)) of it with
-// start(b + 1) = start(b) + passes(b) * (tiles(b) + item_tiles), and total = start(batch).
-// `item_tiles` is what an item costs besides its tiles (queries in, result out), in tiles; a
-// sequence with q_len 0 occupies nothing.
+// start(b + 1) = start(b) + passes(b) * (tiles(b) + charge), and total = start(batch).
+// `charge` is `item_tiles`, what an item costs besides its tiles (queries in, result out), in
+// tiles. It is 0 where BALANCED has two teams or more for each sequence with queries: then every
+// part of a sequence is an item, and cuts that charge the last one alone are uneven. A sequence
+// with q_len 0 occupies nothing.
 //
 // BALANCED. Boundary t of T teams lies at x = floor(t * total / T), 0 <= t <= T. It cuts the
 // sequence b with start(b) <= x < start(b + 1) before its tile

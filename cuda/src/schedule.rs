@@ -238,10 +238,14 @@ impl Line {
         };
         let sequences: Vec<(usize, usize)> =
             spans.iter().map(|span| (tiles(span), scheduler.passes(span.q_len))).collect();
+        // With two teams or more a sequence every part is an item, and charging the last one alone
+        // would cut unevenly.
+        let cut_often = 2 * live(spans).count() <= scheduler.teams;
+        let charge = if cut_often { 0 } else { scheduler.item_tiles };
         let mut starts = vec![0];
         let mut end = 0;
         for &(tiles, passes) in &sequences {
-            end += passes * (tiles + scheduler.item_tiles);
+            end += passes * (tiles + charge);
             starts.push(end);
         }
         Line { starts, sequences, min_tiles }
@@ -322,6 +326,15 @@ mod tests {
         assert_eq!(slots, [0, 1, 2]);
         let merges: Vec<_> = schedule.merges.iter().map(|merge| (merge.lane, merge.slot)).collect();
         assert_eq!(merges, [(0, 0), (1, 3)]);
+    }
+
+    /// An item's cost is no reason to make the last part of every sequence shorter.
+    #[test]
+    fn few_equal_sequences_are_cut_into_equal_parts() {
+        let scheduler = Scheduler { teams: 8, item_tiles: 4, ..BALANCED };
+        let schedule = run(&scheduler, &[(1, 64 * 128), (0, 64), (1, 64 * 128)]);
+        let tiles = schedule.pieces.iter().map(|piece| (piece.kv_end - piece.kv_begin) / 64);
+        assert_eq!(tiles.collect::<Vec<_>>(), [32; 8]);
     }
 
     #[test]
