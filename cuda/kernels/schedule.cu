@@ -278,6 +278,15 @@ __device__ __forceinline__ bool fits(const Scheduling& s, const Totals& total) {
          total.few + total.many <= s.merge_capacity;
 }
 
+// Completes the shares, once the pieces are written. A function of its own like find_charge.
+__device__ __noinline__ void write_first_pieces(const Scheduling& s) {
+  __syncthreads();
+  for (i32 t = threadIdx.x; t < s.teams; t += THREADS) {
+    Share& share = s.shares[t];
+    if (share.begin < share.end) share.first = s.pieces[share.begin];
+  }
+}
+
 // What the line charges for an item, into shared memory. A function of its own: inlined, ptxas spills
 // more of its caller for sm_80.
 __device__ __noinline__ void find_charge(const Scheduling& s, i32& charge) {
@@ -330,7 +339,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   // The lists
   const bool fit = fits(s, total);
   for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) {
-    s.team_pieces[t] = fit ? team_begin(s, line, t) : 0;
+    const i32 begin = fit ? team_begin(s, line, t) : 0;
+    if (t < s.teams) s.shares[t].begin = begin;
+    if (t > 0) s.shares[t - 1].end = begin;
   }
   if (threadIdx.x == 0) {
     *s.merge_counts = fit ? MergeCounts{total.few, total.many} : MergeCounts{0, 0};
@@ -343,4 +354,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         write_pieces(s, line, b, before);
         write_merges(s, line, b, before);
       });
+  write_first_pieces(s);
 }

@@ -107,6 +107,16 @@ mirror! {
 }
 
 mirror! {
+    #[derive(Default, PartialEq, Eq)]
+    Share = "Share", 48 {
+        first: Piece,
+        begin: i32,
+        end: i32,
+        reserved: [i32; 2],
+    }
+}
+
+mirror! {
     /// `Merge` of abi.cuh: one lane of a sequence that was cut.
     #[derive(Default, PartialEq, Eq)]
     LaneMerge = "Merge", 32 {
@@ -133,7 +143,7 @@ mirror! {
 mirror! {
     #[derive(Default)]
     Schedule = "Schedule", 56 {
-        team_pieces: Address,
+        shares: Address,
         pieces: Address,
         merge_counts: Address,
         merges: Address,
@@ -263,7 +273,7 @@ mirror! {
     Scheduling = "Scheduling", 120 {
         q_starts: Address,
         kv_lens: Address,
-        team_pieces: Address,
+        shares: Address,
         pieces: Address,
         merge_counts: Address,
         merges: Address,
@@ -339,6 +349,7 @@ mod tests {
             Outputs::MIRRORED,
             Batch::MIRRORED,
             Piece::MIRRORED,
+            Share::MIRRORED,
             LaneMerge::MIRRORED,
             MergeCounts::MIRRORED,
             Schedule::MIRRORED,
