@@ -95,7 +95,7 @@ static_assert(sizeof(Batch) == 64, "mirrored in abi.rs");
 // of a shared row hits the L2.
 //
 // A *piece* is one KV range of one sequence, given to one team. It repeats what the batch says of
-// the sequence, so that a CTA's first load follows one lookup and not three.
+// the sequence, so that a CTA looks nothing else up.
 struct Piece {
   i32 sequence;
   i32 kv_begin;  // tokens; a multiple of TILE_TOKENS
@@ -107,6 +107,16 @@ struct Piece {
   i32 parts;  // the sequence was cut into; the partial of lane l is slot + l * parts
 };
 static_assert(sizeof(Piece) == 32, "mirrored in abi.rs");
+
+// What one team computes, in order: its first piece, which stands here so that a CTA's first load
+// follows one lookup, and those in Schedule::pieces behind it.
+struct Share {
+  Piece first;  // a copy of pieces[begin]; meaningless where begin == end
+  i32 begin;
+  i32 end;
+  i32 reserved[2];
+};
+static_assert(sizeof(Share) == 48, "mirrored in abi.rs");
 
 // One lane of a sequence that was cut: merge slots [slot, slot + parts) in that order.
 struct Merge {
@@ -130,8 +140,8 @@ static_assert(sizeof(MergeCounts) == 8, "mirrored in abi.rs");
 
 // Written by the host, or by schedule.cu inside a graph; read by attention and combine.
 struct Schedule {
-  const i32* team_pieces;  // [teams + 1] first piece of each team
-  const Piece* pieces;     // [batch + teams] at most (balanced)
+  const Share* shares;  // [teams]
+  const Piece* pieces;  // [batch + teams] at most (balanced)
   const MergeCounts* merge_counts;
   const Merge* merges;  // [merge_capacity]
   i32 teams;
@@ -202,9 +212,11 @@ static_assert(sizeof(TensorMap) == 128 && alignof(TensorMap) == 64, "CUtensorMap
 //   tiles(b)  = max(1, ceil(kv_len(b) / TILE_TOKENS))                  0 where q_len(b) = 0
 //
 // Sequences lie one after another on a line; b occupies [start(b), start(b + 1)) of it with
-// start(b + 1) = start(b) + passes(b) * (tiles(b) + item_tiles), and total = start(batch).
-// `item_tiles` is what an item costs besides its tiles (queries in, result out), in tiles; a
-// sequence with q_len 0 occupies nothing.
+// start(b + 1) = start(b) + passes(b) * (tiles(b) + charge), and total = start(batch).
+// `charge` is `item_tiles`, what an item costs besides its tiles (queries in, result out), in
+// tiles. It is 0 where BALANCED has two teams or more for each sequence with queries: then every
+// part of a sequence is an item, and cuts that charge the last one alone are uneven. A sequence
+// with q_len 0 occupies nothing.
 //
 // BALANCED. Boundary t of T teams lies at x = floor(t * total / T), 0 <= t <= T. It cuts the
 // sequence b with start(b) <= x < start(b + 1) before its tile
@@ -231,7 +243,7 @@ enum class Split : i32 { BALANCED = 0, INVARIANT = 1 };
 struct Scheduling {
   const i32* q_starts;  // [batch + 1]
   const i32* kv_lens;   // [batch]
-  i32* team_pieces;     // [teams + 1]
+  Share* shares;        // [teams]
   Piece* pieces;        // [piece_capacity]
   MergeCounts* merge_counts;
   Merge* merges;  // [merge_capacity]

@@ -38,10 +38,10 @@ __device__ __forceinline__ i32 invariant_parts(const Scheduling& s, i32 tiles) {
 }
 
 // Where the sequence ends on the line, from where it begins.
-__device__ __forceinline__ i64 length(const Scheduling& s, const Sequence& q) {
+__device__ __forceinline__ i64 length(const Scheduling& s, const Sequence& q, i32 charge) {
   if (q.tiles == 0) return 0;
   const i32 items = s.split == Split::INVARIANT ? invariant_parts(s, q.tiles) : 1;
-  return i64(q.passes) * (q.tiles + i64(items) * s.item_tiles);
+  return i64(q.passes) * (q.tiles + i64(items) * charge);
 }
 
 struct Boundary {
@@ -293,10 +293,33 @@ __device__ __forceinline__ bool fits(const Scheduling& s, const Totals& total) {
 
 // The schedule of nothing, and the status that says why.
 __device__ __forceinline__ void refuse(const Scheduling& s) {
-  for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) s.team_pieces[t] = 0;
+  for (i32 t = threadIdx.x; t < s.teams; t += THREADS) s.shares[t].begin = s.shares[t].end = 0;
   if (threadIdx.x != 0) return;
   *s.merge_counts = {0, 0};
   atomicOr(s.status, STATUS_OVER_CAPACITY);
+}
+
+// Completes the shares, once the pieces are written. A function of its own like find_charge.
+__device__ __noinline__ void write_first_pieces(const Scheduling& s) {
+  __syncthreads();
+  for (i32 t = threadIdx.x; t < s.teams; t += THREADS) {
+    Share& share = s.shares[t];
+    if (share.begin < share.end) share.first = s.pieces[share.begin];
+  }
+}
+
+// What the line charges for an item, into shared memory. A function of its own: inlined, ptxas spills
+// more of its caller for sm_80.
+__device__ __noinline__ void find_charge(const Scheduling& s, i32& charge) {
+  i32 live = 0;
+  for (i32 first = 0; first < s.batch; first += THREADS) {
+    const i32 b = first + threadIdx.x;
+    live += __syncthreads_count(b < s.batch && s.q_starts[b + 1] > s.q_starts[b]);
+  }
+  if (threadIdx.x == 0) {
+    charge = s.split == Split::BALANCED && 2 * live <= s.teams ? 0 : s.item_tiles;
+  }
+  __syncthreads();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -307,8 +330,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (!__syncthreads_and(within_plan(s))) return refuse(s);
 
   // The line
+  __shared__ i32 charge;
+  find_charge(s, charge);
   const Totals ends = scan(
-      s.batch, [&](i32 b) { return Totals{length(s, sequence(s, b)), 0, 0, 0, 0}; },
+      s.batch, [&](i32 b) { return Totals{length(s, sequence(s, b), charge), 0, 0, 0, 0}; },
       [&](i32 b, const Totals& before) { line.start[b] = before.length; });
   if (threadIdx.x == 0) line.start[s.batch] = ends.length;
   __syncthreads();
@@ -336,7 +361,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   // The lists
   if (!fits(s, total)) return refuse(s);
   for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) {
-    s.team_pieces[t] = team_begin(s, line, t);
+    const i32 begin = team_begin(s, line, t);
+    if (t < s.teams) s.shares[t].begin = begin;
+    if (t > 0) s.shares[t - 1].end = begin;
   }
   if (threadIdx.x == 0) *s.merge_counts = {total.few, total.many};
   scan(
@@ -345,4 +372,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         write_pieces(s, line, b, before);
         write_merges(s, line, b, before);
       });
+  write_first_pieces(s);
 }

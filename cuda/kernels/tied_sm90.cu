@@ -72,7 +72,13 @@ struct Traits {
   static constexpr i32 STAGE_BYTES = (STATE_BLOCKS + ROPE_BLOCKS) * sizeof(Block<64>);
   static constexpr i32 QUERY_BYTES = CONSUMER_GROUPS * QUERY_BLOCKS * sizeof(Block<64>);
   static constexpr i32 FIT = (SHARED_LIMIT - QUERY_BYTES - 1024) / STAGE_BYTES;
-  static constexpr i32 STAGES = FIT < 8 ? FIT : 8;
+  // PERF: one group drains a stage as soon as it is full, and what is in flight beyond three only
+  // queues before the memory: GLA at q_len 1, three stages / four: 423 / 427 us, its half 242.9 /
+  // 244.1, B 1 36.7 / 37.8; two stages 459, 256, 38.6. Two groups hold a stage for longer: half at
+  // q_len 2 254.2 / 252.4, GLA 455 / 444.
+  static constexpr i32 IN_FLIGHT_BYTES = 120 * 1024;
+  static constexpr i32 USEFUL = CONSUMER_GROUPS == 1 ? IN_FLIGHT_BYTES / STAGE_BYTES : 8;
+  static constexpr i32 STAGES = FIT < USEFUL ? FIT : USEFUL;
 
   static_assert(N % 64 == 0 && R % 64 == 0 && S % 64 == 0 && N <= S && N + R > 0);
   static_assert(S == 64 || S == 128 || S == 256, "one wgmma spans the accumulator");

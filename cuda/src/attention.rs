@@ -75,7 +75,7 @@ impl CudaBackend {
         let slot_bytes = slot_rows * 4 * (width_v + 1);
         let mut scheduler = scheduler(problem, capacity, items, blocks, slot_bytes);
         if loads.is_some() {
-            tune_for_hopper(&mut scheduler);
+            tune_for_hopper(&mut scheduler, width_v);
         }
         let slots = scheduler.bounds(capacity).slots;
         let partials = if slots == 0 {
@@ -86,8 +86,19 @@ impl CudaBackend {
             Some((o, DeviceBuffer::new(device, rows * 4)?))
         };
         let combine = self.shared.kernel(&combine(problem))?;
+        // As many blocks as are resident together: each waits for the attention kernel, and those
+        // behind them would start only when the first are done.
+        let combine_blocks = combine.blocks_per_multiprocessor()?.max(1) * device.multiprocessors();
         let item_heads = items.heads;
-        Ok(Attention::Tiled(Tiled { kernel, combine, scheduler, item_heads, loads, partials }))
+        Ok(Attention::Tiled(Tiled {
+            kernel,
+            combine,
+            combine_blocks,
+            scheduler,
+            item_heads,
+            loads,
+            partials,
+        }))
     }
 
     /// Makes a replayed plan's schedule anew on the device, from the lengths that stand in its
@@ -174,16 +185,20 @@ impl CudaBackend {
         };
         let overlaps = self.shared.device.capability().0 >= 9;
         let order = if overlaps { Order::Overlapping } else { Order::After };
-        let blocks = self.shared.device.multiprocessors() * 8;
         // SAFETY: as above; the kernel waits for the attention kernel before it reads.
-        unsafe { tiled.combine.launch(&self.stream, blocks, [pointer(&merge)], order) }?;
+        unsafe {
+            tiled.combine.launch(&self.stream, tiled.combine_blocks, [pointer(&merge)], order)
+        }?;
         Ok(())
     }
 }
 
 /// Costs as the Hopper kernels have them, and how many numbers of teams are tried.
-fn tune_for_hopper(scheduler: &mut Scheduler) {
-    scheduler.item_tiles = 4;
+fn tune_for_hopper(scheduler: &mut Scheduler, width_v: usize) {
+    // PERF: 64 ragged sequences of GLA, an item as 4 / 6 / 8 / 10 / 14 tiles: q_len 1 345 / 342 / 340 /
+    // 340 / 346 us, q_len 2 368 / 361 / 356 / 354 / 360. Tiles of MLA are as long again: at q_len 2,
+    // 128 equal sequences, 4 / 8: 921 / 935.
+    scheduler.item_tiles = if width_v > 256 { 4 } else { 8 };
     scheduler.split = match scheduler.split {
         Split::Invariant { .. } => Split::Invariant { unit_tiles: 128 },
         Split::Balanced { min_tiles, .. } => Split::Balanced {

@@ -41,6 +41,7 @@ pub(crate) enum Attention {
 pub(crate) struct Tiled {
     pub(crate) kernel: Arc<Kernel>,
     pub(crate) combine: Arc<Kernel>,
+    pub(crate) combine_blocks: usize,
     pub(crate) scheduler: Scheduler,
     /// Cached heads of an item.
     pub(crate) item_heads: usize,

@@ -3,7 +3,7 @@
 //! The algorithm stands in kernels/abi.cuh under "Scheduling", with the words used here. The device
 //! has a form of it too, so both are in integers and agree bit for bit.
 
-use crate::abi::{FEW_PARTS, LaneMerge, Piece, TILE_TOKENS};
+use crate::abi::{FEW_PARTS, LaneMerge, Piece, Share, TILE_TOKENS};
 use grouped_attention::{Extent, Span};
 
 /// How a kernel works through a step, for [`Scheduler::schedule`].
@@ -58,6 +58,18 @@ pub(crate) struct Schedule {
     pub(crate) long_merges: Vec<LaneMerge>,
     /// Partial results.
     pub(crate) slots: usize,
+}
+
+impl Schedule {
+    /// What each team computes.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = Share> {
+        self.team_pieces.windows(2).map(|ends| Share {
+            first: self.pieces.get(ends[0] as usize).copied().unwrap_or_default(),
+            begin: ends[0],
+            end: ends[1],
+            reserved: [0; 2],
+        })
+    }
 }
 
 /// Upper bounds on the parts of any schedule within an extent.
@@ -238,10 +250,14 @@ impl Line {
         };
         let sequences: Vec<(usize, usize)> =
             spans.iter().map(|span| (tiles(span), scheduler.passes(span.q_len))).collect();
+        // With two teams or more a sequence every part is an item, and charging the last one alone
+        // would cut unevenly.
+        let cut_often = 2 * live(spans).count() <= scheduler.teams;
+        let charge = if cut_often { 0 } else { scheduler.item_tiles };
         let mut starts = vec![0];
         let mut end = 0;
         for &(tiles, passes) in &sequences {
-            end += passes * (tiles + scheduler.item_tiles);
+            end += passes * (tiles + charge);
             starts.push(end);
         }
         Line { starts, sequences, min_tiles }
@@ -322,6 +338,15 @@ mod tests {
         assert_eq!(slots, [0, 1, 2]);
         let merges: Vec<_> = schedule.merges.iter().map(|merge| (merge.lane, merge.slot)).collect();
         assert_eq!(merges, [(0, 0), (1, 3)]);
+    }
+
+    /// An item's cost is no reason to make the last part of every sequence shorter.
+    #[test]
+    fn few_equal_sequences_are_cut_into_equal_parts() {
+        let scheduler = Scheduler { teams: 8, item_tiles: 4, ..BALANCED };
+        let schedule = run(&scheduler, &[(1, 64 * 128), (0, 64), (1, 64 * 128)]);
+        let tiles = schedule.pieces.iter().map(|piece| (piece.kv_end - piece.kv_begin) / 64);
+        assert_eq!(tiles.collect::<Vec<_>>(), [32; 8]);
     }
 
     #[test]

@@ -9,6 +9,13 @@
 // Arrivals on a full barrier: the thread that announces the bytes.
 constexpr i32 BOX_PRODUCERS = 1;
 
+// States of items of at most this many tokens are to leave the L2 first, and what else is there (the
+// queries, the rope key that another head's item reads next, other items' partial results) stays.
+// PERF: GLA, q_len 1, B 1, L 65536 (17 tiles an item): 40.4 -> 36.7 us; B 16, L 8192 (32 tiles):
+// 73.9 -> 72.7. Long items lose: 128 tiles 242.9 -> 245.5, two of them 423 -> 432. With the rope key
+// leaving first too: 37.1, 72.6, 249.7, 441.
+constexpr i32 SHORT_ITEM_TOKENS = 40 * TILE_TOKENS;
+
 // Called by one warp. Both maps are 5-D: (64 columns, token, block of 64 columns, head, page); a
 // box of the state map has a stage's tokens, a part's blocks and the item's heads.
 //
@@ -24,6 +31,8 @@ __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& b
                                                 Cursor<STAGES>& cursor, u32* status) {
   const i32 lane = threadIdx.x % 32;
   const i32* table = batch.page_table + item.piece.sequence * batch.page_table_stride;
+  const bool brief = item.piece.kv_end - item.piece.kv_begin <= SHORT_ITEM_TOKENS;
+  const u64 state_policy = brief ? ptx::EVICT_FIRST : ptx::EVICT_NORMAL;
   i32 lane_page = 0;
   i32 step = 0;
   for (i32 kv = item.piece.kv_begin; kv < item.piece.kv_end; kv += Stage::TOKENS, ++step) {
@@ -43,10 +52,10 @@ __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& b
         ptx::mbarrier_wait(&ring.empty[slot], cursor.parity ^ 1);
         ring.bad_page[slot] = bad;
         ptx::mbarrier_arrive_expect(full, Stage::part_bytes(part));
-        ptx::copy_box_5d(stage.state(0) + part * BLOCKS, state_map, full, 0, token, part * BLOCKS,
-                         item.head, page);
+        ptx::copy_box_5d(stage.state(0) + part * BLOCKS, state_map, full, state_policy, 0, token,
+                         part * BLOCKS, item.head, page);
         if (part == 0 && Stage::ROPE_BLOCKS > 0) {
-          ptx::copy_box_5d(stage.rope(), rope_map, full, 0, token, 0, 0, page);
+          ptx::copy_box_5d(stage.rope(), rope_map, full, ptx::EVICT_NORMAL, 0, token, 0, 0, page);
         }
       }
     }
