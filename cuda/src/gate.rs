@@ -156,6 +156,7 @@ fn the_list_is_well_formed_and_covers_the_families() {
         "merge",
         "naive",
         "schedule",
+        "separate_heads_sm90",
         "separate_sm80",
         "tied_heads_sm90",
         "tied_sm80",

@@ -1,6 +1,6 @@
-//! Which Hopper kernel computes a tied problem, in which shape, and the tensor maps it loads through.
+//! Which Hopper kernel computes a problem, in which shape, and the tensor maps it loads through.
 //!
-//! The kernels state their preconditions at their heads (kernels/tied*_sm90.cu).
+//! The kernels state their preconditions at their heads (kernels/*_sm90.cu).
 
 use crate::cache::CachePart;
 use crate::family::{Choice, Items, Widths};
@@ -12,9 +12,11 @@ use grouped_attention::{Dtype, Extent, Problem};
 const BLOCK_COLUMNS: usize = 64;
 /// Dynamic shared memory of a block; all of them take what there is, since one fills an SM.
 const SHARED_BYTES: usize = 227 << 10;
-/// Rows, and heads, of an item of `tied_heads_sm90`.
+/// Cached heads of an item of `tied_heads_sm90`, and tokens of a stage.
 const HEADS: usize = 8;
 const HEADS_TOKENS: usize = 16;
+/// The same of `separate_heads_sm90`, in the order in which they are tried.
+const SEPARATE_HEADS: [(usize, usize); 3] = [(8, 16), (4, 32), (4, 16)];
 
 /// What a tensor map copies at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ pub(crate) struct Box {
 pub(crate) enum Loads {
     /// Rows one by one.
     Rows,
-    /// States and rope keys by the copy engine.
+    /// States and rope keys, or keys and values, by the copy engine.
     Boxes { state: Box, rope: Option<Box> },
 }
 
@@ -44,13 +46,29 @@ pub(crate) fn choose(
     page_size: usize,
 ) -> Option<(Choice, Items, Loads)> {
     let widths = Widths::of(problem.geometry());
-    let Widths { tied, n, r, s } = widths;
-    let multiple = [n, r, s].into_iter().all(|width| width.is_multiple_of(BLOCK_COLUMNS));
-    if !tied || !multiple || problem.dtype() == Dtype::F32 || ![64, 128, 256, 512].contains(&s) {
+    let multiple = |width: usize| width.is_multiple_of(BLOCK_COLUMNS);
+    if problem.dtype() == Dtype::F32 || ![widths.n, widths.r, widths.s].into_iter().all(multiple) {
         return None;
     }
     let queries = if problem.is_batch_invariant() { 1 } else { capacity.max_q_len.max(1) };
     let rows = problem.geometry().group().saturating_mul(queries);
+    if widths.tied {
+        choose_tied(problem, &widths, rows, page_size)
+    } else {
+        choose_separate(problem, &widths, rows, page_size)
+    }
+}
+
+fn choose_tied(
+    problem: &Problem,
+    widths: &Widths,
+    rows: usize,
+    page_size: usize,
+) -> Option<(Choice, Items, Loads)> {
+    let &Widths { r, s, .. } = widths;
+    if ![64, 128, 256, 512].contains(&s) {
+        return None;
+    }
     let heads = problem.geometry().heads();
     let narrow = s <= 128 && heads.is_multiple_of(HEADS) && problem.geometry().group() <= 16;
     let (kernel, items, tokens, shape) = if narrow {
@@ -63,18 +81,64 @@ pub(crate) fn choose(
         let item = if rows <= 64 { 64 } else { 128 };
         ("tied_sm90", Items { rows: item, heads: 1 }, BLOCK_COLUMNS, vec![("GA_ROWS", item)])
     };
-    let boxes = page_size.is_multiple_of(tokens);
-    let mut constants = widths.constants();
-    constants.extend(shape);
-    constants.push(("GA_BF16", usize::from(problem.dtype() == Dtype::Bf16)));
-    constants.push(("GA_BOXES", usize::from(boxes)));
     // The wide kernel takes a tile in halves.
     let blocks = if s == 512 { s / 2 } else { s } / BLOCK_COLUMNS;
     let state = Box { tokens, blocks, heads: items.heads };
     let rope = (r > 0).then_some(Box { tokens, blocks: r / BLOCK_COLUMNS, heads: 1 });
+    let boxes = page_size.is_multiple_of(tokens);
     let loads = if boxes { Loads::Boxes { state, rope } } else { Loads::Rows };
-    let instance = Instance { kernel, constants };
-    Some((Choice { instance, shared_bytes: SHARED_BYTES }, items, loads))
+    Some((compiled(kernel, problem, widths, shape, loads), items, loads))
+}
+
+fn choose_separate(
+    problem: &Problem,
+    widths: &Widths,
+    rows: usize,
+    page_size: usize,
+) -> Option<(Choice, Items, Loads)> {
+    let &Widths { n, s, .. } = widths;
+    let geometry = problem.geometry();
+    // Accumulators are the registers' limit: a warp holds rows x s of them.
+    let item_rows = if rows <= 16 || s > 128 { 16 } else { 32 };
+    if geometry.heads() < 3 || geometry.group() > 32 || s > 256 {
+        return None;
+    }
+    let (heads, tokens) = SEPARATE_HEADS
+        .into_iter()
+        .filter(|(heads, _)| *heads == 4 || geometry.heads().is_multiple_of(*heads))
+        .find(|(heads, tokens)| {
+            heads_stages(*heads, n, item_rows, tokens * heads * (n + s)) >= 2
+        })?;
+    let shape = vec![("GA_HEADS", heads), ("GA_ROWS", item_rows), ("GA_TOKENS", tokens)];
+    let copied = |width: usize| Box { tokens, blocks: width / BLOCK_COLUMNS, heads };
+    let loads = if page_size.is_multiple_of(tokens) {
+        Loads::Boxes { state: copied(n), rope: Some(copied(s)) }
+    } else {
+        Loads::Rows
+    };
+    let choice = compiled("separate_heads_sm90", problem, widths, shape, loads);
+    Some((choice, Items { rows: item_rows, heads }, loads))
+}
+
+/// Stages of `elements` each that kernels/tile/attend_heads_sm90.cuh has beside its queries.
+fn heads_stages(heads: usize, key: usize, rows: usize, elements: usize) -> usize {
+    const BARRIERS: usize = 2048;
+    let queries = 2 * heads * rows * key;
+    SHARED_BYTES.saturating_sub(queries + BARRIERS) / (2 * elements)
+}
+
+fn compiled(
+    kernel: &'static str,
+    problem: &Problem,
+    widths: &Widths,
+    shape: Vec<(&'static str, usize)>,
+    loads: Loads,
+) -> Choice {
+    let mut constants = widths.constants();
+    constants.extend(shape);
+    constants.push(("GA_BF16", usize::from(problem.dtype() == Dtype::Bf16)));
+    constants.push(("GA_BOXES", usize::from(loads != Loads::Rows)));
+    Choice { instance: Instance { kernel, constants }, shared_bytes: SHARED_BYTES }
 }
 
 /// What `cuTensorMapEncodeTiled` is told of one part of a cache: five dimensions, innermost first:
@@ -148,8 +212,29 @@ mod tests {
     }
 
     #[test]
+    fn separate_rows_have_kernels() {
+        let gqa = Geometry::gqa(128, 8, 128).unwrap();
+        assert_eq!(
+            chosen(gqa, 1, 64).unwrap(),
+            "separate_heads_sm90 GA_N=128 GA_R=0 GA_S=128 GA_HEADS=8 GA_ROWS=16 GA_TOKENS=16 \
+             GA_BF16=1 GA_BOXES=1"
+        );
+        assert!(
+            chosen(gqa, 2, 3).unwrap().ends_with("GA_ROWS=32 GA_TOKENS=16 GA_BF16=1 GA_BOXES=0")
+        );
+        let half = Geometry::gqa(64, 4, 128).unwrap();
+        assert!(chosen(half, 1, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=16 GA_TOKENS=32"));
+        let unequal = Geometry::separate(128, 128, 192, 128).unwrap();
+        assert!(chosen(unequal, 1, 64).unwrap().contains("GA_HEADS=8 GA_ROWS=16 GA_TOKENS=16"));
+        assert!(chosen(unequal, 17, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=32 GA_TOKENS=32"));
+        let wide = Geometry::gqa(32, 8, 256).unwrap();
+        assert!(chosen(wide, 8, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=16 GA_TOKENS=16"));
+    }
+
+    #[test]
     fn others_have_none() {
-        assert_eq!(chosen(Geometry::mha(8, 128).unwrap(), 1, 64), None);
+        assert_eq!(chosen(Geometry::mha(8, 96).unwrap(), 1, 64), None);
+        assert_eq!(chosen(Geometry::mha(8, 512).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::gla(8, 2, 192, 64).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::gla(8, 2, 256, 32).unwrap(), 1, 64), None);
     }

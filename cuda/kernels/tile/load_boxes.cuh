@@ -22,8 +22,9 @@ constexpr i32 SHORT_ITEM_TOKENS = 40 * TILE_TOKENS;
 // Page ids are fetched for 32 stages at a time, one a lane, so the table's latency is paid once in
 // 32. A page id outside the cache is passed on as it is: the copy engine reads nothing outside the
 // tensor and fills in zeros, and the stage is flagged. A stage of several parts, which cut its
-// states by columns, has a pair of barriers for each; the rope key comes with the first.
-template <i32 STAGES, class Stage>
+// states by columns, has a pair of barriers for each; the rope key comes with the first. Where
+// SECOND_HAS_HEADS the second map is not a rope key's but has the item's heads, as the first does.
+template <bool SECOND_HAS_HEADS = false, i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& batch,
                                                 const TensorMap* state_map,
                                                 const TensorMap* rope_map, Stage* stages,
@@ -55,7 +56,9 @@ __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& b
         ptx::copy_box_5d(stage.state(0) + part * BLOCKS, state_map, full, state_policy, 0, token,
                          part * BLOCKS, item.head, page);
         if (part == 0 && Stage::ROPE_BLOCKS > 0) {
-          ptx::copy_box_5d(stage.rope(), rope_map, full, ptx::EVICT_NORMAL, 0, token, 0, 0, page);
+          ptx::copy_box_5d(stage.rope(), rope_map, full,
+                           SECOND_HAS_HEADS ? state_policy : ptx::EVICT_NORMAL, 0, token, 0,
+                           SECOND_HAS_HEADS ? item.head : 0, page);
         }
       }
     }

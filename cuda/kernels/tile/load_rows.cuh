@@ -30,13 +30,14 @@ __device__ __forceinline__ i32 find_page(const Batch& batch, const i32* table, i
   return token < kv_end ? table[token / batch.page_size] : NO_PAGE;
 }
 
-__device__ __forceinline__ RowSource find_row(const Attend& a, i32 page, i32 head, i32 token,
-                                              i32 kv_end) {
+__device__ __forceinline__ RowSource find_row(const Attend& a, i32 page, i32 head, i32 rope_head,
+                                              i32 token, i32 kv_end) {
   const bool legal = page >= 0 && page < a.batch.pages;
   if (token >= kv_end || !legal) return {0, 0, false, token < kv_end};
   const i64 slot = token % a.batch.page_size;
   return {page * a.state.page_stride + slot * a.state.token_stride + head * a.state.head_stride,
-          page * a.rope.page_stride + slot * a.rope.token_stride, true, false};
+          page * a.rope.page_stride + slot * a.rope.token_stride + rope_head * a.rope.head_stride,
+          true, false};
 }
 
 // Copies BLOCKS blocks of four rows: eight lanes fill one 128-byte row of a block.
@@ -54,12 +55,14 @@ __device__ __forceinline__ void copy_four_rows(Block<ROWS>* blocks, const u16* s
 
 // Called by four warps; each fills a quarter of the rows of every stage. A row's address is found
 // by one lane and handed round by shuffles; its page is looked up PAGES_AHEAD stages before it is
-// needed, which hides the table's latency even where every token has its own page.
-template <i32 STAGES, class Stage>
+// needed, which hides the table's latency even where every token has its own page. Where
+// SECOND_HAS_HEADS the second tensor is not a rope key but has as many heads as the first.
+template <bool SECOND_HAS_HEADS = false, i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a, Stage* stages,
                                                Ring<STAGES * Stage::PARTS>& ring,
                                                Cursor<STAGES>& cursor) {
   constexpr i32 ROWS_PER_WARP = Stage::TOKENS / ROW_PRODUCER_WARPS;
+  constexpr i32 ROPE_HEADS = SECOND_HAS_HEADS ? Stage::HEADS : 1;
   const i32 lane = threadIdx.x % 32;
   const i32 warp = threadIdx.x / 32 % ROW_PRODUCER_WARPS;
   const i32 lane_row = warp * ROWS_PER_WARP + lane % ROWS_PER_WARP;
@@ -75,7 +78,8 @@ __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a
     pages[i] = find_page(a.batch, table, token, kv_end);
   }
   for (i32 kv = item.piece.kv_begin; kv < kv_end; kv += Stage::TOKENS) {
-    const RowSource row = find_row(a, pages[0], item.head, kv + lane_row, kv_end);
+    const RowSource row = find_row(a, pages[0], item.head, SECOND_HAS_HEADS ? item.head : 0,
+                                   kv + lane_row, kv_end);
 #pragma unroll
     for (i32 i = 1; i < PAGES_AHEAD; ++i) pages[i - 1] = pages[i];
     pages[PAGES_AHEAD - 1] =
@@ -102,9 +106,12 @@ __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a
           state += a.state.head_stride;
         }
         if constexpr (Stage::ROPE_BLOCKS > 0) {
-          const i64 rope = __shfl_sync(~0u, row.rope, source);
-          if (part == 0) {
-            copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope(), rope_data + rope, to, valid);
+          const u16* rope = rope_data + __shfl_sync(~0u, row.rope, source);
+#pragma unroll
+          for (i32 head = 0; part == 0 && head < ROPE_HEADS; ++head) {
+            copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope() + head * Stage::ROPE_BLOCKS, rope, to,
+                                               valid && item.head + head < a.h);
+            rope += a.rope.head_stride;
           }
         }
       }
