@@ -158,6 +158,9 @@ struct Partials {
   float* o;    // [slots, item_heads * item_rows, d_v] normalised within the part
   float* lse;  // [slots, item_heads * item_rows] base 2; -inf: the part is empty
 };
+// The lse of a part that sees positions whose every score is -inf: below that of any other, so that
+// it weighs nothing beside them.
+constexpr float NO_MAXIMUM = -3.402823466e38f;
 static_assert(sizeof(Partials) == 16, "mirrored in abi.rs");
 
 // ---- Attention ----------------------------------------------------------------------------------
@@ -261,5 +264,9 @@ struct Scheduling {
   i32 piece_capacity;
   i32 merge_capacity;
   i32 slot_capacity;
+  i32 row_capacity;  // queries of the batch, of a sequence, and cached tokens of a sequence
+  i32 q_len_capacity;
+  i32 kv_len_capacity;
+  i32 reserved;
 };
-static_assert(sizeof(Scheduling) == 120, "mirrored in abi.rs");
+static_assert(sizeof(Scheduling) == 136, "mirrored in abi.rs");

@@ -161,7 +161,8 @@ __device__ __forceinline__ void store_16(u16* o, const Vector& value, float fact
 }
 
 __device__ __forceinline__ void store(const Combine& c, const Place& place, const Merged& merged) {
-  const float factor = merged.weight == 0.0f ? 0.0f : 1.0f / merged.weight;
+  const float weight = merged.max == NO_MAXIMUM ? not_a_number() : merged.weight;
+  const float factor = weight == 0.0f ? 0.0f : 1.0f / weight;
   const i64 row = place.token * c.out.o_row_stride + place.head * c.out.o_head_stride;
 #pragma unroll
   for (i32 chunk = 0; chunk < Traits::CHUNKS; ++chunk) {
@@ -177,7 +178,7 @@ __device__ __forceinline__ void store(const Combine& c, const Place& place, cons
   }
   if (threadIdx.x % 32 == 0 && c.out.lse != nullptr) {
     c.out.lse[place.token * c.out.lse_row_stride + place.head * c.out.lse_head_stride] =
-        merged.weight == 0.0f ? -infinity() : (merged.max + ptx::log2(merged.weight)) * LN_2;
+        weight == 0.0f ? -infinity() : (merged.max + ptx::log2(weight)) * LN_2;
   }
 }
 

@@ -110,14 +110,16 @@ __device__ void attend_row(const Attend& a, i32 row, i32 head, i32 first_column,
   const i32 b = sequence_of(batch, row);
   const i32 t = row - batch.q_starts[b];
   const i32 q_len = batch.q_starts[b + 1] - batch.q_starts[b];
-  const i32 kv_len = batch.kv_lens[b];
+  // A length that only the device knew may be beyond the page table, as a page beyond the cache.
+  const bool too_long = batch.kv_lens[b] > batch.page_table_stride * batch.page_size;
+  const i32 kv_len = too_long ? 0 : batch.kv_lens[b];
   const i32 group_head = head / a.group;
   const Stored* q = static_cast<const Stored*>(a.q.data) + row * a.q.row_stride +
                     head * a.q.head_stride;
   const Stored* values = static_cast<const Stored*>(GA_TIED ? a.state.data : a.rope.data);
   const i32* table = batch.page_table + b * batch.page_table_stride;
 
-  if (threadIdx.x == 0) shared.bad_page = 0;
+  if (threadIdx.x == 0) shared.bad_page = too_long;
   float max = -infinity(), sum = 0.0f, o[COLUMNS_PER_THREAD] = {};
   bool empty = true;
   for (i64 first = 0; first < kv_len; first += CHUNK) {

@@ -273,9 +273,30 @@ __device__ __forceinline__ void write_merges(const Scheduling& s, const Line& li
   }
 }
 
+// Whether this thread's share of the sequences is within what was planned for: beyond it lie no
+// queries, results or entries of page tables.
+__device__ __forceinline__ bool within_plan(const Scheduling& s) {
+  bool within = s.q_starts[0] >= 0 && s.q_starts[s.batch] <= s.row_capacity;
+  for (i32 b = threadIdx.x; b < s.batch; b += THREADS) {
+    const i32 q_len = s.q_starts[b + 1] - s.q_starts[b];
+    const i32 kv_len = s.kv_lens[b];
+    within &= q_len >= 0 && q_len <= s.q_len_capacity;
+    within &= kv_len >= 0 && kv_len <= s.kv_len_capacity;
+  }
+  return within;
+}
+
 __device__ __forceinline__ bool fits(const Scheduling& s, const Totals& total) {
   return total.pieces <= s.piece_capacity && total.slots <= s.slot_capacity &&
          total.few + total.many <= s.merge_capacity;
+}
+
+// The schedule of nothing, and the status that says why.
+__device__ __forceinline__ void refuse(const Scheduling& s) {
+  for (i32 t = threadIdx.x; t < s.teams; t += THREADS) s.shares[t].begin = s.shares[t].end = 0;
+  if (threadIdx.x != 0) return;
+  *s.merge_counts = {0, 0};
+  atomicOr(s.status, STATUS_OVER_CAPACITY);
 }
 
 // Completes the shares, once the pieces are written. A function of its own like find_charge.
@@ -301,11 +322,12 @@ __device__ __noinline__ void find_charge(const Scheduling& s, i32& charge) {
   __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     schedule(const __grid_constant__ Scheduling s) {
   extern __shared__ __align__(16) unsigned char bytes[];
   ptx::wait_for_dependencies();
   const Line line = line_arrays(s, bytes);
+  if (!__syncthreads_and(within_plan(s))) return refuse(s);
 
   // The line
   __shared__ i32 charge;
@@ -337,17 +359,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __syncthreads();
 
   // The lists
-  const bool fit = fits(s, total);
+  if (!fits(s, total)) return refuse(s);
   for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) {
-    const i32 begin = fit ? team_begin(s, line, t) : 0;
+    const i32 begin = team_begin(s, line, t);
     if (t < s.teams) s.shares[t].begin = begin;
     if (t > 0) s.shares[t - 1].end = begin;
   }
-  if (threadIdx.x == 0) {
-    *s.merge_counts = fit ? MergeCounts{total.few, total.many} : MergeCounts{0, 0};
-    if (!fit) atomicOr(s.status, STATUS_OVER_CAPACITY);
-  }
-  if (!fit) return;
+  if (threadIdx.x == 0) *s.merge_counts = {total.few, total.many};
   scan(
       s.batch, [&](i32 b) { return contribution(s, line, b); },
       [&](i32 b, const Totals& before) {

@@ -38,6 +38,7 @@
 #include "tile/ring.cuh"
 #include "tile/softmax.cuh"
 #include "tile/store.cuh"
+#include "tile/weightless.cuh"
 
 struct Traits {
   static constexpr i32 N = GA_N, R = GA_R, S = GA_S, ROWS = GA_ROWS;
@@ -285,6 +286,8 @@ struct Consumer {
     if (bad_page) softmax.sum[0] = softmax.sum[1] = not_a_number();
     float factor[2], lse_log2[2];
     softmax.normalise(a.scale_log2, factor, lse_log2);
+    resolve_weightless(a, item, thread_row, factor[0], lse_log2[0]);
+    resolve_weightless(a, item, thread_row + 8, factor[1], lse_log2[1]);
     // The queries are done with, and make room for the result.
     ptx::named_barrier_sync(BARRIER_GROUP + group, 128);
     store_group<Number>(a, item, first_row, Traits::ROWS, Traits::S, 0, shared.queries[group], o,

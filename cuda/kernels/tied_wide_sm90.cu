@@ -37,6 +37,7 @@
 #include "tile/ring.cuh"
 #include "tile/softmax.cuh"
 #include "tile/store.cuh"
+#include "tile/weightless.cuh"
 
 struct Traits {
   static constexpr i32 N = GA_N, R = GA_R, S = GA_S, ROWS = 64;
@@ -323,6 +324,9 @@ struct LeftGroup {
     if (bad_page) softmax.sum[0] = softmax.sum[1] = not_a_number();
     float factor[2], lse_log2[2];
     softmax.normalise(a.scale_log2, factor, lse_log2);
+    const i32 row = item.first_row + thread_row();
+    resolve_weightless(a, item, row, factor[0], lse_log2[0]);
+    resolve_weightless(a, item, row + 8, factor[1], lse_log2[1]);
     ptx::mbarrier_wait(&shared.read, handover ^ 1);
     factors_out(shared, handover, factor);
     ptx::named_barrier_sync(BARRIER_LEFT, 128);

@@ -2,6 +2,7 @@
 //! device, strides count elements; sizes are asserted on both sides.
 
 use crate::driver::Address;
+use cudarc::driver::sys::CUtensorMap;
 
 /// Tokens that a kernel consumes per step of its loop, and the unit of schedules.
 pub(crate) const TILE_TOKENS: usize = 64;
@@ -270,7 +271,7 @@ mirror! {
 unsafe impl Argument for MergeParts {}
 
 mirror! {
-    Scheduling = "Scheduling", 120 {
+    Scheduling = "Scheduling", 136 {
         q_starts: Address,
         kv_lens: Address,
         shares: Address,
@@ -294,20 +295,22 @@ mirror! {
         piece_capacity: i32,
         merge_capacity: i32,
         slot_capacity: i32,
+        row_capacity: i32,
+        q_len_capacity: i32,
+        kv_len_capacity: i32,
+        reserved: i32,
     }
 }
 // SAFETY: as `Argument` asks: mirrored above.
 unsafe impl Argument for Scheduling {}
 
-/// A `CUtensorMap`, which the driver fills in.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct TensorMap {
-    pub(crate) opaque: [u64; 16],
-}
-const _: () = assert!(size_of::<TensorMap>() == 128);
-// SAFETY: as `Argument` asks: the struct of the same name in abi.cuh, which asserts the same size.
-unsafe impl Argument for TensorMap {}
+// `TensorMap` of abi.cuh. The driver fills it in at any multiple of 64 bytes, and copies as many bytes
+// as the kernel declares to where the kernel has declared it, so that bindings of CUDA 13, whose maps
+// are aligned to 128, make the same argument.
+const _: () = assert!(size_of::<CUtensorMap>() == 128);
+const _: () = assert!(align_of::<CUtensorMap>().is_multiple_of(64));
+// SAFETY: as `Argument` asks: 128 bytes here and there, which nobody but driver and device reads.
+unsafe impl Argument for CUtensorMap {}
 
 /// What the test of the mirrors needs to know of one.
 #[cfg(test)]

@@ -121,7 +121,8 @@ fn schedule(plan: &CudaPlan) -> abi::Schedule {
 pub(crate) fn scheduling(plan: &CudaPlan) -> Option<abi::Scheduling> {
     let scheduler = plan.attention.scheduler()?;
     let (resident, layout) = (&plan.resident, &plan.resident.layout);
-    let bounds = scheduler.bounds(plan.planned.capacity());
+    let capacity = plan.planned.capacity();
+    let bounds = scheduler.bounds(capacity);
     let (split, unit_tiles, [min_tiles, candidates, saturation, cut_cost]) = match scheduler.split {
         Split::Balanced { min_tiles, candidates, saturation, cut_cost } => {
             (0, 0, [min_tiles, candidates, saturation, cut_cost])
@@ -137,7 +138,7 @@ pub(crate) fn scheduling(plan: &CudaPlan) -> Option<abi::Scheduling> {
         merge_counts: resident.address(&layout.merge_counts),
         merges: resident.address(&layout.merges),
         status: resident.address(&layout.status),
-        batch: number(plan.planned.capacity().sequences),
+        batch: number(capacity.sequences),
         group: number(scheduler.group),
         head_blocks: number(scheduler.head_blocks),
         item_rows: number(scheduler.item_rows),
@@ -153,6 +154,10 @@ pub(crate) fn scheduling(plan: &CudaPlan) -> Option<abi::Scheduling> {
         piece_capacity: number(bounds.pieces),
         merge_capacity: number(layout.max_merges),
         slot_capacity: number(bounds.slots),
+        row_capacity: number(capacity.total_q),
+        q_len_capacity: number(capacity.max_q_len),
+        kv_len_capacity: number(capacity.max_kv_len),
+        reserved: 0,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::launch::{Order, pointer};
 use crate::memory::DeviceBuffer;
 use crate::plan::{Attention, CudaPlan, Tiled};
 use crate::schedule::{Scheduler, Split};
+use cudarc::driver::sys::CUtensorMap;
 use grouped_attention::{CacheInfo, EngineError, Extent, Problem, Unsupported};
 
 /// Tiles of a piece in batch-invariant mode: 2048 tokens.
@@ -137,7 +138,7 @@ impl CudaBackend {
         &self,
         loads: Loads,
         cache: &CudaCache,
-    ) -> Result<[abi::TensorMap; 2], EngineError> {
+    ) -> Result<[CUtensorMap; 2], EngineError> {
         let Loads::Boxes { state, rope } = loads else {
             return Ok([NO_MAP; 2]);
         };

@@ -1,9 +1,12 @@
 //! A device: its primary context, what is known of it, and the one way to call the driver for it.
 
-use crate::abi::TensorMap;
-use crate::driver::{Address, Api, Attribute, Handle, driver};
+use crate::driver::{Address, Api, call, driver};
 use crate::error::{DriverError, unavailable};
 use crate::hopper::{MapShape, NO_MAP};
+use cudarc::driver::sys::{
+    CUcontext, CUdevice, CUdevice_attribute, CUresult, CUtensorMap, CUtensorMapDataType,
+    CUtensorMapFloatOOBfill, CUtensorMapInterleave, CUtensorMapL2promotion, CUtensorMapSwizzle,
+};
 use grouped_attention::EngineError;
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
@@ -14,8 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct Device {
     api: &'static Api,
     ordinal: usize,
-    device: c_int,
-    context: Handle,
+    device: CUdevice,
+    context: CUcontext,
     name: String,
     capability: (i32, i32),
     multiprocessors: usize,
@@ -41,8 +44,7 @@ impl Device {
         let api = driver()?;
         let mut count = 0;
         // SAFETY: `count` is a place for one integer.
-        let code = unsafe { (api.device_count)(&raw mut count) };
-        api.check("cuDeviceGetCount", code)?;
+        unsafe { call!(api, cuDeviceGetCount(&raw mut count)) }?;
         let number = c_int::try_from(ordinal).ok().filter(|number| *number < count);
         let Some(number) = number else {
             return Err(unavailable(match count {
@@ -52,18 +54,20 @@ impl Device {
         };
         let mut device = 0;
         // SAFETY: `device` is a place for one integer.
-        let code = unsafe { (api.device_get)(&raw mut device, number) };
-        api.check("cuDeviceGet", code)?;
+        unsafe { call!(api, cuDeviceGet(&raw mut device, number)) }?;
         let attribute = |which| attribute(api, device, which);
-        let capability =
-            (attribute(Attribute::CapabilityMajor)?, attribute(Attribute::CapabilityMinor)?);
-        let multiprocessors = attribute(Attribute::Multiprocessors)?.unsigned_abs() as usize;
-        let shared_bytes = attribute(Attribute::SharedMemoryPerBlock)?.unsigned_abs() as usize;
+        let capability = (
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        let multiprocessors =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared_bytes =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let (name, driver_version) = (name(api, device)?, api.version()?);
-        let mut context: Handle = std::ptr::null_mut();
+        let mut context: CUcontext = std::ptr::null_mut();
         // SAFETY: `context` is a place for one handle; it is released in `drop`.
-        let code = unsafe { (api.context_retain)(&raw mut context, device) };
-        api.check("cuDevicePrimaryCtxRetain", code)?;
+        unsafe { call!(api, cuDevicePrimaryCtxRetain(&raw mut context, device)) }?;
         Ok(Arc::new(Device {
             api,
             ordinal,
@@ -71,8 +75,8 @@ impl Device {
             context,
             name,
             capability,
-            multiprocessors,
-            shared_bytes,
+            multiprocessors: multiprocessors.unsigned_abs() as usize,
+            shared_bytes: shared_bytes.unsigned_abs() as usize,
             driver_version,
             lost: AtomicBool::new(false),
         }))
@@ -85,19 +89,19 @@ impl Device {
     pub(crate) fn call(
         &self,
         name: &'static str,
-        call: impl FnOnce(&Api) -> c_int,
+        status: impl FnOnce(&Api) -> c_int,
     ) -> Result<(), DriverError> {
         if self.lost.load(Ordering::Relaxed) {
-            let name_of_code = "an earlier error that lost the device".to_owned();
-            return Err(DriverError { call: name, code: 700, name: name_of_code });
+            let code = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS as c_int;
+            let earlier = "an earlier error that lost the device".to_owned();
+            return Err(DriverError { call: name, code, name: earlier });
         }
         // SAFETY: the context is retained as long as `self` lives.
-        let code = unsafe { (self.api.context_push)(self.context) };
-        self.api.check("cuCtxPushCurrent_v2", code)?;
-        let result = self.api.check(name, call(self.api));
-        let mut popped: Handle = std::ptr::null_mut();
+        unsafe { call!(self.api, cuCtxPushCurrent_v2(self.context)) }?;
+        let result = self.api.call(name, status);
+        let mut popped: CUcontext = std::ptr::null_mut();
         // SAFETY: `popped` is a place for one handle, and what is popped was pushed above.
-        unsafe { (self.api.context_pop)(&raw mut popped) };
+        let _ = unsafe { call!(self.api, cuCtxPopCurrent_v2(&raw mut popped)) };
         if let Err(error) = &result
             && error.is_sticky()
         {
@@ -113,8 +117,7 @@ impl Device {
     pub(crate) fn allocate(&self, bytes: usize) -> Result<Address, EngineError> {
         let mut address = 0;
         // SAFETY: `address` is a place for one address; the driver refuses a size of 0.
-        let code = |api: &Api| unsafe { (api.memory_allocate)(&raw mut address, bytes.max(1)) };
-        match self.call("cuMemAlloc_v2", code) {
+        match unsafe { call!(self, cuMemAlloc_v2(&raw mut address, bytes.max(1))) } {
             Ok(()) => Ok(address),
             Err(error) if error.is_out_of_memory() => Err(EngineError::OutOfMemory { bytes }),
             Err(error) => Err(error.into()),
@@ -125,34 +128,31 @@ impl Device {
     ///
     /// # Errors
     /// A part that the copy engine cannot address.
-    pub(crate) fn tensor_map(&self, shape: &MapShape) -> Result<TensorMap, DriverError> {
-        // CU_TENSOR_MAP_DATA_TYPE_UINT16, _SWIZZLE_128B, _L2_PROMOTION_L2_128B
-        const ELEMENT: u32 = 1;
-        const SWIZZLE: u32 = 3;
-        const PROMOTION: u32 = 2;
+    pub(crate) fn tensor_map(&self, shape: &MapShape) -> Result<CUtensorMap, DriverError> {
         let mut map = NO_MAP;
         let element_strides = [1; 5];
         let address = std::ptr::with_exposed_provenance_mut(shape.address as usize);
-        self.call("cuTensorMapEncodeTiled", |api| {
-            // SAFETY: all arrays have the rank's five entries, strides one fewer; the driver only
-            // writes the map and reads no device memory.
-            unsafe {
-                (api.tensor_map_encode)(
+        // SAFETY: all arrays have the rank's five entries, strides one fewer; the driver only writes
+        // the map and reads no device memory.
+        unsafe {
+            call!(
+                self,
+                cuTensorMapEncodeTiled(
                     &raw mut map,
-                    ELEMENT,
+                    CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
                     5,
                     address,
                     shape.extents.as_ptr(),
                     shape.strides.as_ptr(),
                     shape.copied.as_ptr(),
                     element_strides.as_ptr(),
-                    0,
-                    SWIZZLE,
-                    PROMOTION,
-                    0,
+                    CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                    CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                    CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
                 )
-            }
-        })?;
+            )
+        }?;
         Ok(map)
     }
 
@@ -182,19 +182,17 @@ impl Device {
     }
 }
 
-fn attribute(api: &Api, device: c_int, which: Attribute) -> Result<i32, DriverError> {
+fn attribute(api: &Api, device: CUdevice, which: CUdevice_attribute) -> Result<i32, DriverError> {
     let mut value = 0;
     // SAFETY: `value` is a place for one integer.
-    let code = unsafe { (api.device_attribute)(&raw mut value, which as c_int, device) };
-    api.check("cuDeviceGetAttribute", code)?;
+    unsafe { call!(api, cuDeviceGetAttribute(&raw mut value, which, device)) }?;
     Ok(value)
 }
 
-fn name(api: &Api, device: c_int) -> Result<String, DriverError> {
+fn name(api: &Api, device: CUdevice) -> Result<String, DriverError> {
     let mut text: [c_char; 128] = [0; 128];
     // SAFETY: `text` has room for as many characters as are said.
-    let code = unsafe { (api.device_name)(text.as_mut_ptr(), 127, device) };
-    api.check("cuDeviceGetName", code)?;
+    unsafe { call!(api, cuDeviceGetName(text.as_mut_ptr(), 127, device)) }?;
     // SAFETY: the last of the characters was 0 before and was not offered to the driver.
     Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
@@ -202,7 +200,7 @@ fn name(api: &Api, device: c_int) -> Result<String, DriverError> {
 impl Drop for Device {
     fn drop(&mut self) {
         // SAFETY: the context was retained once, and nothing that uses it outlives `self`.
-        unsafe { (self.api.context_release)(self.device) };
+        let _ = unsafe { call!(self.api, cuDevicePrimaryCtxRelease_v2(self.device)) };
     }
 }
 

@@ -1,20 +1,30 @@
 //! What the driver and the compiler answer, as values that hold nothing of either library.
 //!
 //! A driver error is turned into text at once, while the library is known to be loaded: printing one
-//! later must not need it.
+//! later must not need it, as printing cudarc's `DriverError` does.
 
+use cudarc::driver::sys::CUresult;
 use grouped_attention::EngineError;
 use std::fmt;
 
 /// The engine's name in errors and identities.
 pub(crate) const ENGINE: &str = "cuda";
 
-/// Result codes that this crate tells apart.
-const OUT_OF_MEMORY: i32 = 2;
-
-/// Codes after which the device's context answers every call with the same code, so that nothing
-/// but a new process helps.
-const STICKY: [i32; 12] = [214, 700, 702, 708, 709, 710, 714, 715, 716, 717, 718, 719];
+/// Results after which the device's context answers every call with the same one, so that nothing but
+/// a new process helps.
+const STICKY: [CUresult; 11] = [
+    CUresult::CUDA_ERROR_ECC_UNCORRECTABLE,
+    CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+    CUresult::CUDA_ERROR_LAUNCH_TIMEOUT,
+    CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+    CUresult::CUDA_ERROR_ASSERT,
+    CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR,
+    CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
+    CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+    CUresult::CUDA_ERROR_INVALID_PC,
+    CUresult::CUDA_ERROR_LAUNCH_FAILED,
+];
 
 /// A call into the driver that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,13 +35,18 @@ pub(crate) struct DriverError {
 }
 
 impl DriverError {
+    /// True if the call answered this; codes that cudarc does not know are none of its results.
+    pub(crate) fn is(&self, result: CUresult) -> bool {
+        self.code == result as i32
+    }
+
     /// True if the device will answer nothing any more.
     pub(crate) fn is_sticky(&self) -> bool {
-        STICKY.contains(&self.code)
+        STICKY.iter().any(|&result| self.is(result))
     }
 
     pub(crate) fn is_out_of_memory(&self) -> bool {
-        self.code == OUT_OF_MEMORY
+        self.is(CUresult::CUDA_ERROR_OUT_OF_MEMORY)
     }
 }
 
@@ -68,7 +83,7 @@ mod tests {
     #[test]
     fn only_sticky_codes_lose_the_backend() {
         assert!(error(700).is_sticky() && error(719).is_sticky());
-        assert!(!error(1).is_sticky() && !error(OUT_OF_MEMORY).is_sticky());
+        assert!(!error(1).is_sticky() && !error(2).is_sticky() && !error(4242).is_sticky());
         let EngineError::Device { message, lost } = error(700).into() else {
             panic!("not a device error")
         };

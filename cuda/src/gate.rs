@@ -21,9 +21,6 @@ const ARCHITECTURES: [(&str, usize); 3] =
 /// Bytes that `combine` spills on sm_89 at s = 256.
 const COMBINE_SPILLS: usize = 4;
 
-/// Bytes that `schedule` spills on sm_80; it runs once a step, in one block.
-const SCHEDULE_SPILLS: usize = 12;
-
 /// Remarks of ptxas after which a kernel is slower than it looks.
 const REMARKS: [&str; 4] = ["setmaxnreg", "serialized", "C75", "Potential Performance Loss"];
 
@@ -68,7 +65,7 @@ fn choices(shape: &Shape, architecture: &str, shared_limit: usize) -> Vec<(Choic
         (naive(&shape.problem), 0),
         (plain("append", shape.problem.dtype()), 0),
         (plain("merge", shape.problem.dtype()), 0),
-        (schedule(), SCHEDULE_SPILLS),
+        (schedule(), 0),
     ];
     if let Some((choice, _)) = portable(&shape.problem, &capacity, shared_limit) {
         choices.extend([(choice, shape.spills), (combine(&shape.problem), COMBINE_SPILLS)]);

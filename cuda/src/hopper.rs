@@ -2,10 +2,10 @@
 //!
 //! The kernels state their preconditions at their heads (kernels/*_sm90.cu).
 
-use crate::abi::TensorMap;
 use crate::cache::CachePart;
 use crate::family::{Choice, Items, Widths};
 use crate::jit::Instance;
+use cudarc::driver::sys::CUtensorMap;
 use grouped_attention::{Dtype, Extent, Problem};
 
 /// Columns of a block of shared memory, and the multiple that all widths must be of.
@@ -179,7 +179,7 @@ impl MapShape {
 }
 
 /// The map of a part that is not there, or of a kernel that takes none.
-pub(crate) const NO_MAP: TensorMap = TensorMap { opaque: [0; 16] };
+pub(crate) const NO_MAP: CUtensorMap = CUtensorMap { opaque: [0; 16] };
 
 #[cfg(test)]
 mod tests {

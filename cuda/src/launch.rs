@@ -2,13 +2,14 @@
 
 use crate::abi::Argument;
 use crate::device::Device;
-use crate::driver::{
-    Handle, LAUNCH_PROGRAMMATIC_SERIALIZATION, LaunchAttribute, LaunchConfig,
-    MAX_DYNAMIC_SHARED_MEMORY, MAX_THREADS,
-};
+use crate::driver::call;
 use crate::error::DriverError;
 use crate::jit::Instance;
 use crate::stream::Stream;
+use cudarc::driver::sys::{
+    CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID,
+    CUlaunchAttributeValue, CUlaunchConfig, CUmodule,
+};
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Kernel {
     device: Arc<Device>,
-    module: Handle,
-    function: Handle,
+    module: CUmodule,
+    function: CUfunction,
     threads: usize,
     shared_bytes: usize,
 }
@@ -58,12 +59,9 @@ impl Kernel {
         cubin: &[u8],
         shared_bytes: usize,
     ) -> Result<Kernel, DriverError> {
-        let mut module: Handle = std::ptr::null_mut();
-        device.call("cuModuleLoadData", |api| {
-            // SAFETY: `module` is a place for one handle; a cubin is an ELF file that says its own
-            // length.
-            unsafe { (api.module_load)(&raw mut module, cubin.as_ptr().cast()) }
-        })?;
+        let mut module: CUmodule = std::ptr::null_mut();
+        // SAFETY: `module` is a place for one handle; a cubin is an ELF file that says its own length.
+        unsafe { call!(device, cuModuleLoadData(&raw mut module, cubin.as_ptr().cast())) }?;
         // Owns the module from here on, so that it is unloaded if what follows fails.
         let mut kernel = Kernel {
             device: device.clone(),
@@ -73,23 +71,20 @@ impl Kernel {
             shared_bytes,
         };
         let name = CString::new(instance.kernel).unwrap_or_default();
-        device.call("cuModuleGetFunction", |api| {
-            // SAFETY: the module was loaded above, and the name ends in 0.
-            unsafe { (api.module_function)(&raw mut kernel.function, module, name.as_ptr()) }
-        })?;
+        // SAFETY: the module was loaded above, and the name ends in 0.
+        unsafe {
+            call!(device, cuModuleGetFunction(&raw mut kernel.function, module, name.as_ptr()))
+        }?;
+        let bound = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
         let mut threads: c_int = 0;
-        device.call("cuFuncGetAttribute", |api| {
-            // SAFETY: `threads` is a place for one integer, and the function is loaded.
-            unsafe { (api.function_attribute)(&raw mut threads, MAX_THREADS, kernel.function) }
-        })?;
+        // SAFETY: `threads` is a place for one integer, and the function is loaded.
+        unsafe { call!(device, cuFuncGetAttribute(&raw mut threads, bound, kernel.function)) }?;
         kernel.threads = threads.unsigned_abs() as usize;
-        device.call("cuFuncSetAttribute", |api| {
-            let bytes = shared_bytes as c_int;
-            // SAFETY: the function belongs to the module above.
-            unsafe {
-                (api.function_set_attribute)(kernel.function, MAX_DYNAMIC_SHARED_MEMORY, bytes)
-            }
-        })?;
+        let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function belongs to the module above.
+        unsafe {
+            call!(device, cuFuncSetAttribute(kernel.function, limit, shared_bytes as c_int))
+        }?;
         Ok(kernel)
     }
 
@@ -99,11 +94,19 @@ impl Kernel {
     /// A failing device.
     pub(crate) fn blocks_per_multiprocessor(&self) -> Result<usize, DriverError> {
         let mut blocks: c_int = 0;
-        self.device.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", |api| {
-            let threads = self.threads as c_int;
-            // SAFETY: `blocks` is a place for one integer, and the function is loaded.
-            unsafe { (api.occupancy)(&raw mut blocks, self.function, threads, self.shared_bytes) }
-        })?;
+        let threads = self.threads as c_int;
+        // SAFETY: `blocks` is a place for one integer, and the function is loaded.
+        unsafe {
+            call!(
+                self.device,
+                cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &raw mut blocks,
+                    self.function,
+                    threads,
+                    self.shared_bytes
+                )
+            )
+        }?;
         Ok(blocks.unsigned_abs() as usize)
     }
 
@@ -127,38 +130,38 @@ impl Kernel {
             return Ok(());
         }
         let mut arguments = arguments.map(|argument| argument.0);
-        let mut attribute = LaunchAttribute {
-            id: LAUNCH_PROGRAMMATIC_SERIALIZATION,
-            padding: 0,
-            value: [1, 0, 0, 0, 0, 0, 0, 0],
+        // All of the union is set: what the driver does not know of an attribute it wants to be 0.
+        let mut value = CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut overlap = CUlaunchAttribute { id, pad: [0; 4], value };
+        let config = CUlaunchConfig {
+            gridDimX: blocks as c_uint,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: self.threads as c_uint,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes as c_uint,
+            hStream: stream.handle(),
+            attrs: &raw mut overlap,
+            numAttrs: c_uint::from(order == Order::Overlapping),
         };
-        let config = LaunchConfig {
-            grid: [blocks as c_uint, 1, 1],
-            block: [self.threads as c_uint, 1, 1],
-            shared_bytes: self.shared_bytes as c_uint,
-            stream: stream.handle(),
-            attributes: &raw mut attribute,
-            attribute_count: c_uint::from(order == Order::Overlapping),
-        };
-        self.device.call("cuLaunchKernelEx", |api| {
-            // SAFETY: the caller vouches for the arguments, which the driver copies before it
-            // returns; the configuration lives until then.
-            unsafe {
-                (api.launch)(
-                    &raw const config,
-                    self.function,
-                    arguments.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            }
-        })
+        let extra = std::ptr::null_mut();
+        // SAFETY: the caller vouches for the arguments, which the driver copies before it returns;
+        // the configuration lives until then.
+        unsafe {
+            call!(
+                self.device,
+                cuLaunchKernelEx(&raw const config, self.function, arguments.as_mut_ptr(), extra)
+            )
+        }
     }
 }
 
 impl Drop for Kernel {
     fn drop(&mut self) {
         // SAFETY: the module was loaded once and is unloaded once; the driver waits for launches.
-        let code = |api: &crate::driver::Api| unsafe { (api.module_unload)(self.module) };
-        let _ = self.device.call("cuModuleUnload", code);
+        let _ = unsafe { call!(self.device, cuModuleUnload(self.module)) };
     }
 }

@@ -1,7 +1,7 @@
 //! Memory: on the device, and on the host where the device can reach it.
 
 use crate::device::Device;
-use crate::driver::Address;
+use crate::driver::{Address, call};
 use grouped_attention::EngineError;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Drop for DeviceBuffer {
         // The driver waits for pending work before it frees. An error here has been reported by
         // the call that caused it, and there is nobody to report it to again.
         // SAFETY: the address came from the driver and is freed once.
-        let _ = self.device.call("cuMemFree_v2", |api| unsafe { (api.memory_free)(self.address) });
+        let _ = unsafe { call!(self.device, cuMemFree_v2(self.address)) };
     }
 }
 
@@ -62,11 +62,8 @@ impl PinnedBuffer {
     /// Out of memory, a failing device.
     pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<PinnedBuffer, EngineError> {
         let mut pointer = std::ptr::null_mut();
-        let allocated = device.call("cuMemAllocHost_v2", |api| {
-            // SAFETY: `pointer` is a place for one pointer; the driver refuses a size of 0.
-            unsafe { (api.host_allocate)(&raw mut pointer, bytes.max(1)) }
-        });
-        match allocated {
+        // SAFETY: `pointer` is a place for one pointer; the driver refuses a size of 0.
+        match unsafe { call!(device, cuMemAllocHost_v2(&raw mut pointer, bytes.max(1))) } {
             Err(error) if error.is_out_of_memory() => {
                 return Err(EngineError::OutOfMemory { bytes });
             }
@@ -91,6 +88,6 @@ impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         // SAFETY: the pointer came from the driver and is freed once; owners wait for copies from
         // it first.
-        let _ = self.device.call("cuMemFreeHost", |api| unsafe { (api.host_free)(self.pointer) });
+        let _ = unsafe { call!(self.device, cuMemFreeHost(self.pointer)) };
     }
 }

@@ -1,7 +1,8 @@
 //! NVRTC, the compiler for kernels at run time: found, loaded, asked for a cubin.
 
-use crate::library::{functions, open};
-use std::ffi::{CString, c_char, c_int, c_void};
+use crate::library::{functions, open, status};
+use cudarc::nvrtc::sys::nvrtcProgram;
+use std::ffi::{CString, c_char, c_int};
 use std::sync::OnceLock;
 
 /// Names a library to use in place of those of [`LIBRARIES`].
@@ -14,29 +15,28 @@ const LIBRARIES: &[&str] = if cfg!(windows) {
     &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
 };
 
-type Program = *mut c_void;
-
 functions! {
     /// NVRTC's functions.
     Api {
-        version = nvrtcVersion(major: *mut c_int, minor: *mut c_int);
-        create = nvrtcCreateProgram(
-            program: *mut Program,
-            source: *const c_char,
-            name: *const c_char,
-            headers: c_int,
-            header_sources: *const *const c_char,
-            header_names: *const *const c_char,
-        );
-        destroy = nvrtcDestroyProgram(program: *mut Program);
-        compile = nvrtcCompileProgram(
-            program: Program, options: c_int, option: *const *const c_char,
-        );
-        log_size = nvrtcGetProgramLogSize(program: Program, size: *mut usize);
-        log = nvrtcGetProgramLog(program: Program, log: *mut c_char);
-        cubin_size = nvrtcGetCUBINSize(program: Program, size: *mut usize);
-        cubin = nvrtcGetCUBIN(program: Program, cubin: *mut c_char);
+        nvrtcVersion,
+        nvrtcCreateProgram,
+        nvrtcDestroyProgram,
+        nvrtcCompileProgram,
+        nvrtcGetProgramLogSize,
+        nvrtcGetProgramLog,
+        nvrtcGetCUBINSize,
+        nvrtcGetCUBIN,
     }
+}
+
+/// Calls a function of NVRTC and turns its status into a result. Unsafe as the function is.
+macro_rules! call {
+    ($api:expr, $name:ident($($argument:expr),* $(,)?)) => {
+        match status!(cudarc::nvrtc::sys, $api, $name($($argument),*)) {
+            0 => Ok(()),
+            code => Err(format!("{} failed with {code}", stringify!($name))),
+        }
+    };
 }
 
 /// A loaded compiler.
@@ -94,19 +94,18 @@ impl Compiler {
             options.iter().map(|option| c_string(option)).collect::<Result<_, _>>()?;
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         // SAFETY: the program exists, and `pointers` are that many strings that outlive the call.
-        let code = unsafe {
-            (self.api.compile)(program.handle, pointers.len() as c_int, pointers.as_ptr())
+        let compiled = unsafe {
+            call!(
+                self.api,
+                nvrtcCompileProgram(program.handle, pointers.len() as c_int, pointers.as_ptr())
+            )
         };
-        let log = program.text(self.api.log_size, self.api.log)?;
-        let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
-        if code != 0 {
-            return Err(format!("{} does not compile (NVRTC error {code}):\n{log}", source.name));
-        }
-        let cubin = program.text(self.api.cubin_size, self.api.cubin)?;
-        Ok(Compiled { cubin, log })
+        let log = program.log()?;
+        compiled.map_err(|reason| format!("{} does not compile: {reason}\n{log}", source.name))?;
+        Ok(Compiled { cubin: program.cubin()?, log })
     }
 
-    fn create(&self, source: Source<'_>) -> Result<ProgramGuard<'_>, String> {
+    fn create(&self, source: Source<'_>) -> Result<Program<'_>, String> {
         let (name, text) = (c_string(source.name)?, c_string(source.text)?);
         let strings = |which: fn(&(&str, &str)) -> Result<CString, String>| {
             source.headers.iter().map(which).collect::<Result<Vec<_>, _>>()
@@ -116,51 +115,56 @@ impl Compiler {
         let pointers =
             |strings: &[CString]| strings.iter().map(|text| text.as_ptr()).collect::<Vec<_>>();
         let (names, texts) = (pointers(&names), pointers(&texts));
-        let mut handle: Program = std::ptr::null_mut();
+        let mut handle: nvrtcProgram = std::ptr::null_mut();
         // SAFETY: all strings outlive the call, and there are as many headers as is said.
-        let code = unsafe {
-            (self.api.create)(
-                &raw mut handle,
-                text.as_ptr(),
-                name.as_ptr(),
-                names.len() as c_int,
-                texts.as_ptr(),
-                names.as_ptr(),
+        unsafe {
+            call!(
+                self.api,
+                nvrtcCreateProgram(
+                    &raw mut handle,
+                    text.as_ptr(),
+                    name.as_ptr(),
+                    names.len() as c_int,
+                    texts.as_ptr(),
+                    names.as_ptr(),
+                )
             )
-        };
-        match code {
-            0 => Ok(ProgramGuard { api: &self.api, handle }),
-            _ => Err(format!("nvrtcCreateProgram failed with {code}")),
-        }
+        }?;
+        Ok(Program { api: &self.api, handle })
     }
 }
 
-struct ProgramGuard<'a> {
+struct Program<'a> {
     api: &'a Api,
-    handle: Program,
+    handle: nvrtcProgram,
 }
 
-impl ProgramGuard<'_> {
-    /// Fetches one of the program's results.
-    fn text(
-        &self,
-        size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
-        get: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
-    ) -> Result<Vec<u8>, String> {
+impl Program<'_> {
+    fn log(&self) -> Result<String, String> {
         let mut bytes = 0;
         // SAFETY: the program exists, and `bytes` is a place for one size.
-        let code = unsafe { size(self.handle, &raw mut bytes) };
-        let mut text = vec![0_u8; bytes];
-        // SAFETY: `text` has as many bytes as the compiler has asked for.
-        let code = code.max(unsafe { get(self.handle, text.as_mut_ptr().cast()) });
-        if code == 0 { Ok(text) } else { Err(format!("NVRTC failed with {code}")) }
+        unsafe { call!(self.api, nvrtcGetProgramLogSize(self.handle, &raw mut bytes)) }?;
+        let mut log = vec![0_u8; bytes];
+        // SAFETY: `log` has as many bytes as the compiler has asked for.
+        unsafe { call!(self.api, nvrtcGetProgramLog(self.handle, log.as_mut_ptr().cast())) }?;
+        Ok(String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned())
+    }
+
+    fn cubin(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = 0;
+        // SAFETY: the program exists, and `bytes` is a place for one size.
+        unsafe { call!(self.api, nvrtcGetCUBINSize(self.handle, &raw mut bytes)) }?;
+        let mut cubin = vec![0_u8; bytes];
+        // SAFETY: `cubin` has as many bytes as the compiler has asked for.
+        unsafe { call!(self.api, nvrtcGetCUBIN(self.handle, cubin.as_mut_ptr().cast())) }?;
+        Ok(cubin)
     }
 }
 
-impl Drop for ProgramGuard<'_> {
+impl Drop for Program<'_> {
     fn drop(&mut self) {
         // SAFETY: the program was created once and is destroyed once.
-        unsafe { (self.api.destroy)(&raw mut self.handle) };
+        let _ = unsafe { call!(self.api, nvrtcDestroyProgram(&raw mut self.handle)) };
     }
 }
 
@@ -199,14 +203,11 @@ fn load_one(name: &str) -> Result<Compiler, String> {
     preload_builtins(name);
     // SAFETY: these are NVRTC's names, or a path that the user gives for it.
     let library = unsafe { open(&[name]) }.map_err(|_| "cannot be loaded".to_owned())?;
-    // SAFETY: the library is NVRTC, and the table above declares its functions.
-    let api = unsafe { Api::resolve(library) }.map_err(|symbol| format!("it has no {symbol}"))?;
+    let api = Api::resolve(library).map_err(|symbol| format!("it has no {symbol}"))?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both are places for one integer.
-    match unsafe { (api.version)(&raw mut major, &raw mut minor) } {
-        0 => Ok(Compiler { api, version: (major, minor) }),
-        code => Err(format!("nvrtcVersion failed with {code}")),
-    }
+    unsafe { call!(api, nvrtcVersion(&raw mut major, &raw mut minor)) }?;
+    Ok(Compiler { api, version: (major, minor) })
 }
 
 /// NVRTC opens its library of built-in functions by name. Where it was given as a path, as from a

@@ -48,6 +48,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = embedded![
     "tile/softmax.cuh",
     "tile/store.cuh",
     "tile/weight.cuh",
+    "tile/weightless.cuh",
 ];
 
 /// A kernel's source.

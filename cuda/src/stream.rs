@@ -1,16 +1,17 @@
 //! Streams and events: the order in which a device works.
 
 use crate::device::Device;
-use crate::driver::{Address, Copy2d, EVENT_DISABLE_TIMING, Handle, STREAM_NON_BLOCKING};
+use crate::driver::{Address, call};
 use crate::error::DriverError;
-use std::ffi::c_void;
+use cudarc::driver::sys::{CUDA_MEMCPY2D, CUevent, CUevent_flags, CUstream, CUstream_flags};
+use std::ffi::{c_uint, c_void};
 use std::sync::Arc;
 
 /// A stream of a device: its own, or one of the caller's.
 #[derive(Debug)]
 pub(crate) struct Stream {
     device: Arc<Device>,
-    handle: Handle,
+    handle: CUstream,
     owned: bool,
 }
 
@@ -25,11 +26,10 @@ impl Stream {
     /// # Errors
     /// A failing device.
     pub(crate) fn new(device: &Arc<Device>) -> Result<Stream, DriverError> {
-        let mut handle: Handle = std::ptr::null_mut();
-        device.call("cuStreamCreate", |api| {
-            // SAFETY: `handle` is a place for one handle.
-            unsafe { (api.stream_create)(&raw mut handle, STREAM_NON_BLOCKING) }
-        })?;
+        let mut handle: CUstream = std::ptr::null_mut();
+        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+        // SAFETY: `handle` is a place for one handle.
+        unsafe { call!(device, cuStreamCreate(&raw mut handle, flags)) }?;
         Ok(Stream { device: device.clone(), handle, owned: true })
     }
 
@@ -47,7 +47,7 @@ impl Stream {
         &self.device
     }
 
-    pub(crate) fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> CUstream {
         self.handle
     }
 
@@ -57,8 +57,7 @@ impl Stream {
     /// What that work ran into.
     pub(crate) fn synchronize(&self) -> Result<(), DriverError> {
         // SAFETY: the handle is a stream of the device.
-        let code = |api: &crate::driver::Api| unsafe { (api.stream_synchronize)(self.handle) };
-        self.device.call("cuStreamSynchronize", code)
+        unsafe { call!(self.device, cuStreamSynchronize(self.handle)) }
     }
 
     /// Copies to the device.
@@ -77,10 +76,8 @@ impl Stream {
         if bytes == 0 {
             return Ok(());
         }
-        self.device.call("cuMemcpyHtoDAsync_v2", |api| {
-            // SAFETY: the caller vouches for both ranges.
-            unsafe { (api.copy_to_device)(to, from, bytes, self.handle) }
-        })
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { call!(self.device, cuMemcpyHtoDAsync_v2(to, from, bytes, self.handle)) }
     }
 
     /// Copies to the host.
@@ -99,10 +96,8 @@ impl Stream {
         if bytes == 0 {
             return Ok(());
         }
-        self.device.call("cuMemcpyDtoHAsync_v2", |api| {
-            // SAFETY: the caller vouches for both ranges.
-            unsafe { (api.copy_to_host)(to, from, bytes, self.handle) }
-        })
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { call!(self.device, cuMemcpyDtoHAsync_v2(to, from, bytes, self.handle)) }
     }
 
     /// Copies a rectangle.
@@ -112,11 +107,9 @@ impl Stream {
     ///
     /// # Safety
     /// Both rectangles must lie in valid memory.
-    pub(crate) unsafe fn copy_2d(&self, copy: &Copy2d) -> Result<(), DriverError> {
-        self.device.call("cuMemcpy2DAsync_v2", |api| {
-            // SAFETY: the caller vouches for both rectangles.
-            unsafe { (api.copy_2d)(&raw const *copy, self.handle) }
-        })
+    pub(crate) unsafe fn copy_2d(&self, copy: &CUDA_MEMCPY2D) -> Result<(), DriverError> {
+        // SAFETY: the caller vouches for both rectangles.
+        unsafe { call!(self.device, cuMemcpy2DAsync_v2(&raw const *copy, self.handle)) }
     }
 
     /// Sets bytes to 0.
@@ -130,10 +123,8 @@ impl Stream {
         if bytes == 0 {
             return Ok(());
         }
-        self.device.call("cuMemsetD8Async", |api| {
-            // SAFETY: the caller vouches for the range.
-            unsafe { (api.memory_set)(to, 0, bytes, self.handle) }
-        })
+        // SAFETY: the caller vouches for the range.
+        unsafe { call!(self.device, cuMemsetD8Async(to, 0, bytes, self.handle)) }
     }
 }
 
@@ -141,8 +132,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.owned {
             // SAFETY: the handle was created by `new` and is destroyed once.
-            let code = |api: &crate::driver::Api| unsafe { (api.stream_destroy)(self.handle) };
-            let _ = self.device.call("cuStreamDestroy_v2", code);
+            let _ = unsafe { call!(self.device, cuStreamDestroy_v2(self.handle)) };
         }
     }
 }
@@ -151,7 +141,7 @@ impl Drop for Stream {
 #[derive(Debug)]
 pub(crate) struct Event {
     device: Arc<Device>,
-    handle: Handle,
+    handle: CUevent,
 }
 
 // SAFETY: the driver lets any thread use an event.
@@ -163,11 +153,10 @@ impl Event {
     /// # Errors
     /// A failing device.
     pub(crate) fn new(device: &Arc<Device>) -> Result<Event, DriverError> {
-        let mut handle: Handle = std::ptr::null_mut();
-        device.call("cuEventCreate", |api| {
-            // SAFETY: `handle` is a place for one handle.
-            unsafe { (api.event_create)(&raw mut handle, EVENT_DISABLE_TIMING) }
-        })?;
+        let mut handle: CUevent = std::ptr::null_mut();
+        let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+        // SAFETY: `handle` is a place for one handle.
+        unsafe { call!(device, cuEventCreate(&raw mut handle, flags)) }?;
         Ok(Event { device: device.clone(), handle })
     }
 
@@ -176,10 +165,8 @@ impl Event {
     /// # Errors
     /// A failing device.
     pub(crate) fn record(&self, stream: &Stream) -> Result<(), DriverError> {
-        self.device.call("cuEventRecord", |api| {
-            // SAFETY: event and stream belong to the device.
-            unsafe { (api.event_record)(self.handle, stream.handle) }
-        })
+        // SAFETY: event and stream belong to the device.
+        unsafe { call!(self.device, cuEventRecord(self.handle, stream.handle)) }
     }
 
     /// Waits until it has happened.
@@ -188,15 +175,13 @@ impl Event {
     /// What the work before it ran into.
     pub(crate) fn wait(&self) -> Result<(), DriverError> {
         // SAFETY: the handle is an event of the device.
-        let code = |api: &crate::driver::Api| unsafe { (api.event_synchronize)(self.handle) };
-        self.device.call("cuEventSynchronize", code)
+        unsafe { call!(self.device, cuEventSynchronize(self.handle)) }
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: the handle was created by `new` and is destroyed once.
-        let code = |api: &crate::driver::Api| unsafe { (api.event_destroy)(self.handle) };
-        let _ = self.device.call("cuEventDestroy_v2", code);
+        let _ = unsafe { call!(self.device, cuEventDestroy_v2(self.handle)) };
     }
 }

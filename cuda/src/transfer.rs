@@ -2,8 +2,8 @@
 
 use crate::backend::CudaBackend;
 use crate::cache::CudaCache;
-use crate::driver::{Copy2d, MEMORY_DEVICE};
 use crate::tensor::CudaTensor;
+use cudarc::driver::sys::{CUDA_MEMCPY2D, CUmemorytype};
 use grouped_attention::{
     CacheInfo, EngineError, HostTensor, RowCopy, Slot, TensorInfo, Values, ValuesMut,
 };
@@ -114,26 +114,25 @@ fn first_byte_mut(values: ValuesMut<'_>) -> *mut u8 {
     }
 }
 
-fn rectangle(from: u64, to: u64, pitch: usize, width_bytes: usize, height: usize) -> Copy2d {
-    let nothing = std::ptr::null_mut();
+fn rectangle(from: u64, to: u64, pitch: usize, width_bytes: usize, height: usize) -> CUDA_MEMCPY2D {
     // A single row has no pitch to speak of, and one cached token may be a whole page apart.
     let pitch = if height == 1 { width_bytes } else { pitch };
-    Copy2d {
-        from_x: 0,
-        from_y: 0,
-        from_memory: MEMORY_DEVICE,
-        from_host: nothing,
-        from_device: from,
-        from_array: nothing,
-        from_pitch: pitch,
-        to_x: 0,
-        to_y: 0,
-        to_memory: MEMORY_DEVICE,
-        to_host: nothing,
-        to_device: to,
-        to_array: nothing,
-        to_pitch: pitch,
-        width_bytes,
-        height,
+    CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        srcHost: std::ptr::null(),
+        srcDevice: from,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: pitch,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: to,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: pitch,
+        WidthInBytes: width_bytes,
+        Height: height,
     }
 }

@@ -33,6 +33,7 @@
 #include "tile/ring.cuh"
 #include "tile/softmax.cuh"
 #include "tile/store.cuh"
+#include "tile/weightless.cuh"
 
 struct Traits {
   static constexpr i32 HEADS = GA_HEADS, ROWS = GA_ROWS, TOKENS = GA_TOKENS;
@@ -254,6 +255,7 @@ struct Consumer {
       for (i32 half = 0; half < 2; ++half) {
         const i32 row = thread_row + tile * 16 + 8 * half;
         if (row >= item.rows || item.head + warp >= a.h) continue;
+        resolve_weightless(a, item, row, factor[half], lse_log2[half]);
         const RowPlace place =
             row_place(a, item, item.head + warp, row, warp * Traits::ROWS + row - item.first_row,
                       Traits::HEADS * Traits::ROWS, Cached::D_V);

@@ -415,7 +415,7 @@ __device__ __forceinline__ void store_rows(const Accumulator& o, SharedMemory& s
       seen += shared.max[across][state.row[r]];
     }
     // Scores that are all -inf have no maximum to subtract: IEEE gives NaN, not an empty row. Of a
-    // part of a sequence they are no different from none.
+    // part of a sequence they weigh nothing beside others (tile/weightless.cuh).
     if (shared.bad_page || (sum == 0.0f && seen > 0.0f && item.slot < 0)) sum = not_a_number();
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
     const Target to = target(a, item, state.row[r]);
@@ -439,7 +439,7 @@ __device__ __forceinline__ void store_rows(const Accumulator& o, SharedMemory& s
     if (to.lse != nullptr && warp.across == 0 && warp.lane % 4 == 0) {
       const float lse = item.slot >= 0 ? log2_lse(state.max[r], sum, a.scale_log2)
                                        : natural_lse(state.max[r], sum, a.scale_log2);
-      *to.lse = sum == 0.0f ? -infinity() : lse;
+      *to.lse = sum != 0.0f ? lse : seen > 0.0f ? NO_MAXIMUM : -infinity();
     }
   }
 }

@@ -1,38 +1,41 @@
 //! The same question has the same answer: again, far away in memory, from other threads.
 
-use crate::layer::{PAGE_SIZE, Results, fill, gla, queries, step};
+use crate::layer::{Case, Results, families, upload};
 use crate::{Outcome, expect};
-use grouped_attention::{Backend, CacheLayout, Dtype, Geometry, Mask, Planning, Problem};
+use grouped_attention::{Backend, Mask, Planning};
 use grouped_attention_cuda::CudaBackend;
+use std::error::Error;
 
 /// Long enough to be cut into many parts, short ones beside it.
 const LENS: [(usize, usize); 4] = [(1, 5000), (3, 130), (0, 40), (2, 0)];
 
-type Bits = [Vec<u64>; 2];
+pub(crate) type Bits = [Vec<u64>; 2];
 
 /// Plans, attends, and gives the bits.
-fn once(
+pub(crate) fn once(
     engine: &CudaBackend,
-    problem: &Problem,
-    pages: usize,
+    case: &Case,
     first_page: u32,
-) -> Result<Bits, Box<dyn std::error::Error>> {
-    let layout = CacheLayout::new(*problem.geometry(), problem.dtype(), PAGE_SIZE, pages)?;
-    let mut cache = engine.create_cache(layout)?;
-    fill(engine, problem, &mut cache, &LENS, first_page, 5)?;
-    let step = step(&LENS, first_page, Mask::Causal)?;
-    let mut plan = engine.plan(Planning::new(problem, &step))?;
-    let q = queries(engine, problem, step.total_q())?;
-    let mut results = Results::new(engine, problem, step.total_q())?;
+) -> Result<Bits, Box<dyn Error>> {
+    let pages = first_page as usize + case.pages(&LENS);
+    let cache = case.filled(engine, pages, &LENS, first_page, 5)?;
+    let step = case.step(&LENS, first_page, Mask::Causal)?;
+    let mut plan = engine.plan(Planning::new(&case.problem, &step))?;
+    let q = upload(engine, &case.queries(step.total_q())?)?;
+    let mut results = Results::new(engine, &case.problem, step.total_q())?;
     results.attend(engine, &mut plan, &q, &cache)?;
     results.bits(engine)
 }
 
 pub(crate) fn three_runs(engine: &CudaBackend) -> Outcome {
-    for problem in [gla()?, gla()?.batch_invariant(), gla()?.f32_output()] {
-        let first = once(engine, &problem, 400, 0)?;
+    let mut cases = families()?;
+    cases.extend(families()?.into_iter().map(Case::batch_invariant));
+    let Case { problem, page_size } = cases[0].clone();
+    cases.push(Case { problem: problem.f32_output(), page_size });
+    for case in &cases {
+        let first = once(engine, case, 0)?;
         for run in 2..=3 {
-            expect(once(engine, &problem, 400, 0)? == first, format!("run {run} differs"))?;
+            expect(once(engine, case, 0)? == first, format!("{case}: run {run} differs"))?;
         }
     }
     Ok(())
@@ -40,30 +43,36 @@ pub(crate) fn three_runs(engine: &CudaBackend) -> Outcome {
 
 /// Pages that begin past 2^31 elements hold rows as well as the first ones do.
 pub(crate) fn far_rows(engine: &CudaBackend) -> Outcome {
-    for geometry in [Geometry::mla(16, 512, 64)?, Geometry::gqa(8, 2, 128)?] {
-        let problem = Problem::new(geometry, Dtype::Bf16, 0.0625)?;
-        let far = ((1_usize << 31) / (geometry.row().parts()[0] * PAGE_SIZE) + 1) as u32;
-        let near = once(engine, &problem, 400, 0)?;
-        let there = once(engine, &problem, far as usize + 400, far)?;
-        expect(near == there, format!("{geometry}: bits differ past 2^31 elements"))?;
+    for case in families()? {
+        let page = case.problem.geometry().row().parts()[0] * case.page_size;
+        let far = ((1_usize << 31) / page + 1) as u32;
+        let near = once(engine, &case, 0)?;
+        let there = once(engine, &case, far)?;
+        expect(near == there, format!("{case}: bits differ past 2^31 elements"))?;
     }
     Ok(())
 }
 
 /// Clones of one engine serve many threads at once, whose calls interleave on one stream.
 pub(crate) fn threads(engine: &CudaBackend) -> Outcome {
-    let problem = gla()?;
-    let expected = once(engine, &problem, 400, 0)?;
-    let found: Vec<Result<Bits, String>> = std::thread::scope(|scope| {
-        let run = || once(&engine.clone(), &problem, 400, 0).map_err(|error| error.to_string());
-        let handles: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+    for case in families()? {
+        let expected = once(engine, &case, 0)?;
+        let engines: Vec<CudaBackend> = (0..4).map(|_| engine.clone()).collect();
+        for bits in at_once(&engines, &case) {
+            expect(bits? == expected, format!("{case}: a thread got other bits"))?;
+        }
+    }
+    Ok(())
+}
+
+/// [`once`] in a thread for each engine.
+pub(crate) fn at_once(engines: &[CudaBackend], case: &Case) -> Vec<Result<Bits, String>> {
+    std::thread::scope(|scope| {
+        let run = |engine| move || once(engine, case, 0).map_err(|error| error.to_string());
+        let handles: Vec<_> = engines.iter().map(|engine| scope.spawn(run(engine))).collect();
         let join = |handle: std::thread::ScopedJoinHandle<'_, _>| {
             handle.join().unwrap_or_else(|_| Err("a thread panicked".to_owned()))
         };
         handles.into_iter().map(join).collect()
-    });
-    for bits in found {
-        expect(bits? == expected, "a thread got other bits")?;
-    }
-    Ok(())
+    })
 }

@@ -2,37 +2,39 @@
 //! [S-4.22]
 
 use crate::driver::Driver;
-use crate::layer::{PAGE_SIZE, Results, fill, gla, queries, random, step, upload};
+use crate::layer::{Case, Results, families, upload};
 use crate::{Outcome, expect};
 use grouped_attention::{
-    Append, Backend, CacheLayout, Mask, PageId, Planning, Slot, Status, Step, Update, Write,
+    Append, Backend, Extent, Mask, PageId, Planning, Slot, Status, Step, Update, Write,
 };
 use grouped_attention_cuda::CudaBackend;
 
 const LENS: [(usize, usize); 3] = [(1, 3000), (2, 700), (1, 40)];
-const PAGES: usize = 300;
 
 pub(crate) fn bad_page(engine: &CudaBackend) -> Outcome {
-    let driver = Driver::new()?;
-    let problem = gla()?;
-    let layout = CacheLayout::new(*problem.geometry(), problem.dtype(), PAGE_SIZE, PAGES)?;
-    let mut cache = engine.create_cache(layout)?;
-    fill(engine, &problem, &mut cache, &LENS, 0, 3)?;
-    let step = step(&LENS, 0, Mask::Causal)?;
-    let q = queries(engine, &problem, step.total_q())?;
-    let mut plan = engine.plan(Planning::new(&problem, &step))?;
-    let mut results = Results::new(engine, &problem, step.total_q())?;
+    let driver = Driver::new(engine.ordinal())?;
+    families()?.iter().try_for_each(|case| bad_page_of(engine, &driver, case))
+}
+
+fn bad_page_of(engine: &CudaBackend, driver: &Driver, case: &Case) -> Outcome {
+    let pages = case.pages(&LENS);
+    let cache = case.filled(engine, pages, &LENS, 0, 3)?;
+    let step = case.step(&LENS, 0, Mask::Causal)?;
+    let q = upload(engine, &case.queries(step.total_q())?)?;
+    let mut plan = engine.plan(Planning::new(&case.problem, &step))?;
+    let mut results = Results::new(engine, &case.problem, step.total_q())?;
     results.attend(engine, &mut plan, &q, &cache)?;
     expect(engine.status(&plan)? == Status::Ok, "a legal step has a status")?;
     let good = results.bits(engine)?;
 
     let tables = plan.device_tables();
-    for bad in [PAGES as i32, i32::MAX, -1, i32::MIN] {
+    for bad in [pages as i32, i32::MAX, -1, i32::MIN] {
         // The third page of the second sequence.
         let entry = tables.page_table + 4 * (tables.row_stride as u64 + 2);
         driver.write(entry, &[bad])?;
         results.attend(engine, &mut plan, &q, &cache)?;
-        expect(engine.status(&plan)? == Status::PageOutOfRange, format!("page {bad} passes"))?;
+        let status = engine.status(&plan)?;
+        expect(status == Status::PageOutOfRange, format!("{case}: page {bad} passes"))?;
         let [o, lse] = results.bits(engine)?;
         for (index, (bits, good)) in o.iter().chain(&lse).zip(good.iter().flatten()).enumerate() {
             let (len, index) =
@@ -43,7 +45,7 @@ pub(crate) fn bad_page(engine: &CudaBackend) -> Outcome {
             } else {
                 bits == good
             };
-            expect(fits, format!("page {bad}: query {query} is wrong"))?;
+            expect(fits, format!("{case}, page {bad}: query {query} is wrong"))?;
         }
         engine.update(Update::new(&mut plan, &step)?)?;
         results.attend(engine, &mut plan, &q, &cache)?;
@@ -55,17 +57,42 @@ pub(crate) fn bad_page(engine: &CudaBackend) -> Outcome {
 
 /// A write to a page that the cache does not have is left out.
 pub(crate) fn bad_write(engine: &CudaBackend) -> Outcome {
-    let problem = gla()?;
+    let case = &families()?[0];
     let slot = Slot { page: PageId(0), row: 3 };
     let step =
-        Step::new(PAGE_SIZE, &[], Mask::Causal)?.writing(vec![Write { slot, position: 0 }])?;
-    let plan = engine.plan(Planning::new(&problem, &step))?;
-    let layout = CacheLayout::new(*problem.geometry(), problem.dtype(), PAGE_SIZE, 1)?;
-    let mut cache = engine.create_cache(layout)?;
-    let first = upload(engine, &random(problem.dtype(), &[1, 2, 64], 1)?)?;
-    let second = upload(engine, &random(problem.dtype(), &[1, 32], 2)?)?;
-    let driver = Driver::new()?;
+        Step::new(case.page_size, &[], Mask::Causal)?.writing(vec![Write { slot, position: 0 }])?;
+    let plan = engine.plan(Planning::new(&case.problem, &step))?;
+    let mut cache = case.cache(engine, 1)?;
+    let rows = case.rows(1, 1)?;
+    let (first, second) = (upload(engine, &rows[0])?, upload(engine, &rows[1])?);
+    let driver = Driver::new(engine.ordinal())?;
     driver.write(plan.device_tables().writes, &[7, 3])?;
     engine.append(Append::new(&plan, &mut cache, &first, Some(&second))?)?;
     expect(engine.status(&plan)? == Status::PageOutOfRange, "an illegal write passes")
+}
+
+/// Lengths that only the device knows and that the plan has no room for: nothing is computed.
+pub(crate) fn long_sequence(engine: &CudaBackend) -> Outcome {
+    let driver = Driver::new(engine.ordinal())?;
+    for case in families()? {
+        let cache = case.filled(engine, case.pages(&LENS), &LENS, 0, 3)?;
+        let step = case.step(&LENS, 0, Mask::Full)?;
+        let capacity = Extent { max_kv_len: 4000, ..*step.extent() };
+        let q = upload(engine, &case.queries(step.total_q())?)?;
+        let mut plan = engine.plan(Planning::replayed(&case.problem, &step, capacity)?)?;
+        let mut results = Results::new(engine, &case.problem, step.total_q())?;
+        for kv_len in [1 << 20, i32::MAX] {
+            driver.write(plan.device_tables().kv_lens, &[kv_len])?;
+            engine.reschedule(&mut plan)?;
+            results.attend(engine, &mut plan, &q, &cache)?;
+            // Without a schedule the first entry past the table is a page that is not there.
+            let reported = engine.status(&plan) != Ok(Status::Ok);
+            expect(reported, format!("{case}: a length of {kv_len} passes"))?;
+            engine.update(Update::new(&mut plan, &step)?)?;
+            results.attend(engine, &mut plan, &q, &cache)?;
+            let status = engine.status(&plan)?;
+            expect(status == Status::Ok, format!("{case}: an update keeps the old status"))?;
+        }
+    }
+    Ok(())
 }

@@ -1,4 +1,7 @@
-//! What a machine without CUDA is told. On one with CUDA the engine starts instead.
+//! What a machine is told whose CUDA is missing, broken or too old.
+
+#[cfg(target_os = "linux")]
+mod fake;
 
 use grouped_attention::EngineError;
 use grouped_attention_cuda::CudaBackend;

@@ -1,0 +1,56 @@
+//! Everything that an engine launches, once and small: what compute-sanitizer has the time for.
+
+use crate::layer::{Case, Results, families, upload};
+use crate::{Outcome, expect};
+use grouped_attention::{
+    Append, Backend, CopyRows, Extent, Mask, Merge, PageId, Planning, ReadRows, Rope, RopeScaling,
+    RopeStyle, RowCopy, Slot, Status,
+};
+use grouped_attention_cuda::CudaBackend;
+
+/// Cut into more parts than a warp merges, into few, whole, and padding.
+const LENS: [(usize, usize); 4] = [(1, 2600), (2, 600), (1, 70), (0, 30)];
+
+pub(crate) fn every_kernel(engine: &CudaBackend) -> Outcome {
+    families()?.iter().try_for_each(|case| every_kernel_of(engine, case))
+}
+
+fn every_kernel_of(engine: &CudaBackend, case: &Case) -> Outcome {
+    // Append, rotating
+    let width = case.problem.rotated_width();
+    let rope = Rope::new(RopeStyle::HalfSplit, width, 10_000.0, RopeScaling::None)?;
+    let problem = case.problem.clone().rotating(rope)?;
+    let pages = case.pages(&LENS);
+    let mut cache = case.filled(engine, pages + 1, &LENS, 0, 3)?;
+    let step = case.step(&LENS, 0, Mask::Causal)?.appending()?;
+    let capacity = Extent { max_kv_len: 4000, ..*step.extent() };
+    let mut plan = engine.plan(Planning::replayed(&problem, &step, capacity)?)?;
+    let rows = case.rows(step.writes().len(), 1)?;
+    let (first, second) = (upload(engine, &rows[0])?, upload(engine, &rows[1])?);
+    engine.append(Append::rotating(&plan, &mut cache, &first, Some(&second))?)?;
+
+    // Copies: the first rows of the first page to a page that nobody reads, and back
+    let slot = |page: usize| Slot { page: PageId(page as u32), row: 0 };
+    let before = engine.read_rows(ReadRows::new(&cache, &[slot(0)])?)?;
+    let copy = |from, to| RowCopy { from: slot(from), to: slot(to), rows: 4 };
+    engine.copy_rows(CopyRows::new(&mut cache, &[copy(0, pages), copy(pages, 0)])?)?;
+    let after = engine.read_rows(ReadRows::new(&cache, &[slot(pages)])?)?;
+    expect(before == after, format!("{case}: a copied row differs"))?;
+
+    // Attention, scheduled by the host and by the device
+    let q = upload(engine, &case.queries(step.total_q())?)?;
+    let mut results = Results::new(engine, &problem, step.total_q())?;
+    results.attend(engine, &mut plan, &q, &cache)?;
+    let bits = results.bits(engine)?;
+    engine.reschedule(&mut plan)?;
+    results.attend(engine, &mut plan, &q, &cache)?;
+    expect(results.bits(engine)? == bits, format!("{case}: the device's schedule differs"))?;
+    expect(engine.status(&plan)? == Status::Ok, format!("{case}: a legal step has a status"))?;
+
+    // A merge of a result with itself, which halves and doubles
+    let mut merged = Results::new(engine, &problem, step.total_q())?;
+    merged.attend(engine, &mut plan, &q, &cache)?;
+    let Results { o, lse } = &mut merged;
+    engine.merge(Merge::new(o, lse, &results.o, &results.lse)?)?;
+    expect(merged.bits(engine)?[0] == bits[0], format!("{case}: a result is not its own mean"))
+}
