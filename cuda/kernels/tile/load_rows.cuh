@@ -110,7 +110,7 @@ __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a
 #pragma unroll
           for (i32 head = 0; part == 0 && head < ROPE_HEADS; ++head) {
             copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope() + head * Stage::ROPE_BLOCKS, rope, to,
-                                               valid && item.head + head < a.h);
+                                               valid && (!SECOND_HAS_HEADS || item.head + head < a.h));
             rope += a.rope.head_stride;
           }
         }

@@ -5,6 +5,8 @@ use crate::Outcome;
 use cudarc::driver::DriverError;
 use cudarc::driver::result::{self, ctx, graph, primary_ctx, stream};
 use cudarc::driver::sys::{CUgraphExec, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode};
+use grouped_attention::Backend;
+use grouped_attention_cuda::CudaBackend;
 use std::error::Error;
 
 /// The driver, with a device's primary context current in this thread.
@@ -27,13 +29,17 @@ impl Driver {
         unsafe { result::malloc_sync(bytes) }
     }
 
-    /// Overwrites device memory with 32-bit words, after everything that is pending and before
-    /// anything that comes: a copy of pageable memory may return before it arrives.
-    pub(crate) fn write(&self, to: u64, words: &[i32]) -> Result<(), DriverError> {
-        ctx::synchronize()?;
+    /// Overwrites device memory with 32-bit words, after everything that the engine was asked for and
+    /// before anything that comes: a copy of pageable memory may return before it arrives.
+    ///
+    /// NOTE: waits for streams and never for the context, which would break off what other trials
+    /// are recording.
+    pub(crate) fn write(&self, engine: &CudaBackend, to: u64, words: &[i32]) -> Outcome {
+        engine.synchronize()?;
         // SAFETY: trials name addresses of tables that have room for the words.
         unsafe { result::memcpy_htod_sync(to, words) }?;
-        ctx::synchronize()
+        // SAFETY: null is the stream of that copy.
+        Ok(unsafe { stream::synchronize(std::ptr::null_mut()) }?)
     }
 
     /// A stream that is left to the process's end.

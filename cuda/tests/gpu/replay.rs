@@ -102,12 +102,12 @@ pub(crate) fn device_schedule(engine: &CudaBackend) -> Outcome {
             by_host.attend(engine, &mut plan, &q, &cache)?;
             // The schedule of no work at all, then this step's again from the lengths.
             let tables = plan.device_tables();
-            driver.write(tables.q_starts, &[0; CAPACITY.sequences + 1])?;
+            driver.write(engine, tables.q_starts, &[0; CAPACITY.sequences + 1])?;
             engine.reschedule(&mut plan)?;
             let mut starts: Vec<i32> =
                 step.spans().iter().map(|span| span.q_start as i32).collect();
             starts.resize(CAPACITY.sequences + 1, step.total_q() as i32);
-            driver.write(tables.q_starts, &starts)?;
+            driver.write(engine, tables.q_starts, &starts)?;
             engine.reschedule(&mut plan)?;
             by_device.attend(engine, &mut plan, &q, &cache)?;
             let status = engine.status(&plan)?;

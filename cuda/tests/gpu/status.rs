@@ -31,7 +31,7 @@ fn bad_page_of(engine: &CudaBackend, driver: &Driver, case: &Case) -> Outcome {
     for bad in [pages as i32, i32::MAX, -1, i32::MIN] {
         // The third page of the second sequence.
         let entry = tables.page_table + 4 * (tables.row_stride as u64 + 2);
-        driver.write(entry, &[bad])?;
+        driver.write(engine, entry, &[bad])?;
         results.attend(engine, &mut plan, &q, &cache)?;
         let status = engine.status(&plan)?;
         expect(status == Status::PageOutOfRange, format!("{case}: page {bad} passes"))?;
@@ -66,7 +66,7 @@ pub(crate) fn bad_write(engine: &CudaBackend) -> Outcome {
     let rows = case.rows(1, 1)?;
     let (first, second) = (upload(engine, &rows[0])?, upload(engine, &rows[1])?);
     let driver = Driver::new(engine.ordinal())?;
-    driver.write(plan.device_tables().writes, &[7, 3])?;
+    driver.write(engine, plan.device_tables().writes, &[7, 3])?;
     engine.append(Append::new(&plan, &mut cache, &first, Some(&second))?)?;
     expect(engine.status(&plan)? == Status::PageOutOfRange, "an illegal write passes")
 }
@@ -82,7 +82,7 @@ pub(crate) fn long_sequence(engine: &CudaBackend) -> Outcome {
         let mut plan = engine.plan(Planning::replayed(&case.problem, &step, capacity)?)?;
         let mut results = Results::new(engine, &case.problem, step.total_q())?;
         for kv_len in [1 << 20, i32::MAX] {
-            driver.write(plan.device_tables().kv_lens, &[kv_len])?;
+            driver.write(engine, plan.device_tables().kv_lens, &[kv_len])?;
             engine.reschedule(&mut plan)?;
             results.attend(engine, &mut plan, &q, &cache)?;
             // Without a schedule the first entry past the table is a page that is not there.
