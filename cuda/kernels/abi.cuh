@@ -158,8 +158,8 @@ struct Partials {
   float* o;    // [slots, item_heads * item_rows, d_v] normalised within the part
   float* lse;  // [slots, item_heads * item_rows] base 2; -inf: the part is empty
 };
-// The lse of a part that sees positions whose every score is -inf: below that of any other, so that
-// it weighs nothing beside them.
+// The lse of a part without weight of a row that sees something, here or in another part. Below that
+// of any other, so that it weighs nothing beside them.
 constexpr float NO_MAXIMUM = -3.402823466e38f;
 static_assert(sizeof(Partials) == 16, "mirrored in abi.rs");
 
