@@ -15,6 +15,13 @@ struct Visibility {
     const i32 draft = j - prefix;
     return ancestors[draft / TREE_WORD_BITS] >> (draft % TREE_WORD_BITS) & 1;
   }
+
+  // Quick: the first position is hidden only where the cache is no longer than the draft.
+  __device__ __forceinline__ bool sees_any(i32 kv_len) const {
+    i32 j = 0;
+    while (j < kv_len && !sees(j, kv_len)) ++j;
+    return j < kv_len;
+  }
 };
 
 // Of a query at or past q_len, which only padding rows have, what the last one sees.
