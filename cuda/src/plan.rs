@@ -30,6 +30,7 @@ pub struct CudaPlan {
 }
 
 /// The kernels of `attend`.
+#[expect(clippy::large_enum_variant, reason = "a plan has one, and few are naive")]
 #[derive(Debug)]
 pub(crate) enum Attention {
     Naive { kernel: Arc<Kernel>, blocks: usize },

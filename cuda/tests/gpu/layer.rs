@@ -52,7 +52,7 @@ pub(crate) struct Case {
 /// pages that hold whole tiles, and rows one by one of others: they come with one of each.
 pub(crate) fn families() -> Result<Vec<Case>, Box<dyn Error>> {
     let (gla, gta) = (Geometry::gla(16, 2, 256, 64)?, Geometry::gta(16, 8, 128)?);
-    let mla = Geometry::mla(16, 512, 64)?;
+    let (mla, gqa) = (Geometry::mla(16, 512, 64)?, Geometry::gqa(16, 4, 128)?);
     let cases = [
         (Geometry::gla(8, 2, 64, 32)?, 16), // tied_sm80
         (Geometry::gqa(8, 2, 128)?, 16),    // separate_sm80
@@ -62,6 +62,8 @@ pub(crate) fn families() -> Result<Vec<Case>, Box<dyn Error>> {
         (gta, 8),
         (mla, 64), // tied_wide_sm90
         (mla, 16),
+        (gqa, 16), // separate_heads_sm90
+        (gqa, 4),
     ];
     let case = |(geometry, page_size)| -> Result<Case, Box<dyn Error>> {
         Ok(Case { problem: Problem::new(geometry, Dtype::Bf16, 0.125)?, page_size })
