@@ -15,8 +15,9 @@ const SHARED_BYTES: usize = 227 << 10;
 /// Cached heads of an item of `tied_heads_sm90`, and tokens of a stage.
 const HEADS: usize = 8;
 const HEADS_TOKENS: usize = 16;
-/// The same of `separate_heads_sm90`, in the order in which they are tried.
-const SEPARATE_HEADS: [(usize, usize); 3] = [(8, 16), (4, 32), (4, 16)];
+/// Tokens of a stage of `separate_heads_sm90`, in the order in which they are tried: the more, the
+/// less a warp waits for its own results, but scores are registers and rows shared memory.
+const SEPARATE_TOKENS: [usize; 2] = [32, 16];
 
 /// What a tensor map copies at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,15 +101,18 @@ fn choose_separate(
     let geometry = problem.geometry();
     // Accumulators are the registers' limit: a warp holds rows x s of them.
     let item_rows = if rows <= 16 || s > 128 { 16 } else { 32 };
-    if geometry.heads() < 3 || geometry.group() > 32 || s > 256 {
+    if geometry.group() > 32 || s > 256 {
         return None;
     }
-    let (heads, tokens) = SEPARATE_HEADS
+    let most = if geometry.heads() == 1 { 1 } else { 4 };
+    let divides = |heads: &usize| geometry.heads().is_multiple_of(*heads);
+    let (heads, tokens) = [8, 4, 2]
         .into_iter()
-        .filter(|(heads, _)| *heads == 4 || geometry.heads().is_multiple_of(*heads))
-        .find(|(heads, tokens)| {
-            heads_stages(*heads, n, item_rows, tokens * heads * (n + s)) >= 2
-        })?;
+        .filter(divides)
+        .chain([most])
+        .flat_map(|heads| SEPARATE_TOKENS.map(|tokens| (heads, tokens)))
+        .filter(|&(heads, tokens)| tokens == 16 || (heads < 8 && item_rows == 16))
+        .find(|&(heads, tokens)| heads_fit(heads, tokens, item_rows, widths))?;
     let shape = vec![("GA_HEADS", heads), ("GA_ROWS", item_rows), ("GA_TOKENS", tokens)];
     let copied = |width: usize| Box { tokens, blocks: width / BLOCK_COLUMNS, heads };
     let loads = if page_size.is_multiple_of(tokens) {
@@ -120,11 +124,15 @@ fn choose_separate(
     Some((choice, Items { rows: item_rows, heads }, loads))
 }
 
-/// Stages of `elements` each that kernels/tile/attend_heads_sm90.cuh has beside its queries.
-fn heads_stages(heads: usize, key: usize, rows: usize, elements: usize) -> usize {
+/// Whether kernels/tile/attend_heads_sm90.cuh finds room for its stages: two, and one a warp of a
+/// head.
+fn heads_fit(heads: usize, tokens: usize, rows: usize, widths: &Widths) -> bool {
     const BARRIERS: usize = 2048;
-    let queries = 2 * heads * rows * key;
-    SHARED_BYTES.saturating_sub(queries + BARRIERS) / (2 * elements)
+    let warps = heads.max(4);
+    let queries = 2 * heads * rows * widths.n;
+    let sums = 4 * (warps - heads) * rows * (widths.s + 8);
+    let stage = 2 * heads * tokens * (widths.n + widths.s);
+    queries + sums + BARRIERS + stage * (warps / heads).max(2) <= SHARED_BYTES
 }
 
 fn compiled(
@@ -226,15 +234,29 @@ mod tests {
         assert!(chosen(half, 1, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=16 GA_TOKENS=32"));
         let unequal = Geometry::separate(128, 128, 192, 128).unwrap();
         assert!(chosen(unequal, 1, 64).unwrap().contains("GA_HEADS=8 GA_ROWS=16 GA_TOKENS=16"));
-        assert!(chosen(unequal, 17, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=32 GA_TOKENS=32"));
+        assert!(chosen(unequal, 17, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=32 GA_TOKENS=16"));
         let wide = Geometry::gqa(32, 8, 256).unwrap();
         assert!(chosen(wide, 8, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=16 GA_TOKENS=16"));
+    }
+
+    /// What tensor parallelism leaves of eight heads, and numbers of heads that nothing divides.
+    #[test]
+    fn few_separate_heads_have_kernels() {
+        let of = |heads| Geometry::gqa(16 * heads, heads, 128).unwrap();
+        let shapes = [(1, 1, 32), (2, 2, 32), (3, 4, 32), (6, 2, 32), (12, 4, 32), (24, 8, 16)];
+        for (heads, item, tokens) in shapes {
+            let shape = format!("GA_HEADS={item} GA_ROWS=16 GA_TOKENS={tokens} ");
+            assert!(chosen(of(heads), 1, 64).unwrap().contains(&shape), "{heads} heads");
+        }
+        assert!(chosen(of(1), 2, 16).unwrap().contains("GA_HEADS=1 GA_ROWS=32 GA_TOKENS=16"));
+        assert!(chosen(Geometry::mqa(32, 256).unwrap(), 1, 64).is_some());
     }
 
     #[test]
     fn others_have_none() {
         assert_eq!(chosen(Geometry::mha(8, 96).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::mha(8, 512).unwrap(), 1, 64), None);
+        assert_eq!(chosen(Geometry::mqa(64, 128).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::gla(8, 2, 192, 64).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::gla(8, 2, 256, 32).unwrap(), 1, 64), None);
     }

@@ -9,15 +9,18 @@
 // the query heads of a cached head; the 64 rows of wgmma would be three quarters padding. Warps
 // share nothing but the ring, so nothing but its barriers synchronises them.
 //
+// Fewer than four heads have SLICES warps each, which take the stages in turn and add up what they
+// have at the end of an item.
+//
 // grid     persistent, one CTA an SM; teams of CTAs walk the schedule (abi.cuh)
-// CTA      HEADS consumer warps, then one producer warpgroup
+// CTA      HEADS x SLICES consumer warps, then one producer warpgroup
 // item     HEADS cached heads x ROWS packed rows of each x one KV range
 // smem     queries [HEADS][ROWS][d_k], a ring of stages of TOKENS cached rows
 // host     widths are multiples of 64; ROWS is 16 or 32; bases and strides of q and cache are
 //          multiples of 16 bytes, those of o of 4 (8 where it is f32); with BOXES also
 //          page_size % TOKENS == 0
 //
-// Compiled with -D, beside the widths: GA_HEADS (4 or 8), GA_ROWS (16 or 32), GA_TOKENS, GA_BF16
+// Compiled with -D, beside the widths: GA_HEADS (1, 2, 4 or 8), GA_ROWS (16 or 32), GA_TOKENS, GA_BF16
 // (0 or 1), GA_BOXES (1: tensor maps, 0: 16-byte copies).
 #pragma once
 
@@ -33,6 +36,7 @@
 #include "tile/ring.cuh"
 #include "tile/softmax.cuh"
 #include "tile/store.cuh"
+#include "tile/weight.cuh"
 #include "tile/weightless.cuh"
 
 struct Traits {
@@ -47,7 +51,9 @@ struct Traits {
   static constexpr i32 ROW_TILES = ROWS / 16;
   static constexpr i32 TOKEN_STEPS = TOKENS / 16;
 
-  static constexpr i32 THREADS = 32 * HEADS + 128;
+  static constexpr i32 SLICES = HEADS < 4 ? 4 / HEADS : 1;
+  static constexpr i32 WARPS = HEADS * SLICES;  // whole warpgroups
+  static constexpr i32 THREADS = 32 * WARPS + 128;
   // Registers a thread, where two row tiles need more than an even split.
   static constexpr bool MOVES_REGISTERS = HEADS == 8 && ROW_TILES > 1;
   static constexpr i32 CONSUMER_REGISTERS = 232;
@@ -57,11 +63,13 @@ struct Traits {
   static constexpr i32 STAGE_BLOCKS = HEADS * FIRST_BLOCKS + SECOND_HEADS * SECOND_BLOCKS;
   static constexpr i32 STAGE_BYTES = STAGE_BLOCKS * sizeof(Block<TOKENS>);
   static constexpr i32 QUERY_BYTES = HEADS * KEY_BLOCKS * sizeof(Block<ROWS>);
-  static constexpr i32 FIT = (SHARED_LIMIT - QUERY_BYTES - 2048) / STAGE_BYTES;
-  static constexpr i32 STAGES = FIT < 8 ? FIT : 8;
+  static constexpr i32 SUM_BYTES = (WARPS - HEADS) * ROWS * (Cached::D_V + 8) * 4;
+  static constexpr i32 FIT = (SHARED_LIMIT - QUERY_BYTES - SUM_BYTES - 2048) / STAGE_BYTES;
+  // A stage is one warp's of a head in every round, or its parity would not tell rounds apart.
+  static constexpr i32 STAGES = (FIT < 8 ? FIT : 8) / SLICES * SLICES;
 
   static_assert(Cached::FIRST % 64 == 0 && Cached::SECOND % 64 == 0 && Cached::N % 64 == 0);
-  static_assert(HEADS == 4 || HEADS == 8, "whole warpgroups of consumers");
+  static_assert(HEADS == 1 || HEADS == 2 || HEADS == 4 || HEADS == 8);
   static_assert(ROWS == 16 || ROWS == 32);
   static_assert(TOKENS % 16 == 0 && TILE_TOKENS % TOKENS == 0);
   static_assert(STAGES >= 2);
@@ -100,17 +108,38 @@ struct Stage {
   }
 };
 
+// What a warp has at the end of an item, a column a lane.
+struct PartialSum {
+  float o[Traits::ROW_TILES][Cached::D_V / 2][32];
+  float max[Traits::ROW_TILES][2][32];
+  float sum[Traits::ROW_TILES][2][32];
+};
+
+// Of every head's warps but the first.
+template <i32 WARPS>
+struct PartialSums {
+  PartialSum sums[WARPS];
+  __device__ __forceinline__ PartialSum* begin() { return sums; }
+};
+template <>
+struct PartialSums<0> {
+  __device__ __forceinline__ PartialSum* begin() { return nullptr; }
+};
+
 struct SharedMemory {
   Block<Traits::ROWS> queries[Traits::HEADS][Traits::KEY_BLOCKS];
   Stage stages[Traits::STAGES];
   Ring<Traits::STAGES> ring;
-  Poison<Traits::TOKENS> poison[Traits::HEADS];
+  Poison<Traits::TOKENS> poison[Traits::WARPS];
+  PartialSums<Traits::WARPS - Traits::HEADS> sums;
 };
 static_assert(sizeof(SharedMemory) <= Traits::SHARED_LIMIT);
 
 using Scores = float[Traits::ROW_TILES][Traits::TOKENS / 2];  // 16 x TOKENS each
 using Probabilities = u32[Traits::ROW_TILES][Traits::TOKEN_STEPS][4];
 using Accumulator = float[Traits::ROW_TILES][Cached::D_V / 2];  // 16 x d_v each
+
+constexpr u32 BARRIER_HEAD = 1;  // and the heads after it, where a head has several warps
 
 // Address of the row that this lane gives to ldmatrix for a 16 x 16 piece of a block. Matrices 0..4
 // are the piece's quarters; ROWS_FIRST: 0 and 1 are the upper and lower left ones (an A operand, or
@@ -181,7 +210,9 @@ struct Consumer {
   const Item& item;
   SharedMemory& shared;
   Cursor<Traits::STAGES>& cursor;
-  i32 warp;        // and head of the item
+  i32 warp;
+  i32 head;        // of the item
+  i32 slice;       // turn among the head's warps; the first, whose is the first stage, stores
   i32 thread_row;  // packed row of the thread, which also holds the rows 8, 16 and 24 below
   i32 hidden;      // first position that some row of the item does not see
   OnlineSoftmax softmax[Traits::ROW_TILES];
@@ -191,6 +222,8 @@ struct Consumer {
                                       Cursor<Traits::STAGES>& cursor)
       : a(a), item(item), shared(shared), cursor(cursor), bad_page(false) {
     warp = threadIdx.x / 32;
+    head = warp / Traits::SLICES;
+    slice = (warp + Traits::STAGES - cursor.stage) % Traits::SLICES;
     thread_row = item.first_row + threadIdx.x % 32 / 4;
     hidden = first_hidden(a.batch, item.piece, item.first_row / a.group);
     for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) softmax[tile].init();
@@ -198,20 +231,29 @@ struct Consumer {
 
   __device__ __forceinline__ bool masked(i32 kv) const { return kv + Traits::TOKENS > hidden; }
 
-  __device__ __forceinline__ void queries_in() {
-    __syncwarp();
-    load_queries<Traits::KEY_BLOCKS>(shared.queries[warp], a, item, item.head + warp,
-                                     item.first_row, threadIdx.x % 32, 32);
-    ptx::copy_wait_all();
-    __syncwarp();
+  __device__ __forceinline__ void meet_head() const {
+    if constexpr (Traits::SLICES == 1) {
+      __syncwarp();
+    } else {
+      ptx::named_barrier_sync(BARRIER_HEAD + head, 32 * Traits::SLICES);
+    }
   }
 
-  // Waits for the stage. What is made fit to be multiplied is this head's alone.
+  __device__ __forceinline__ void queries_in() {
+    constexpr i32 THREADS = 32 * Traits::SLICES;
+    meet_head();
+    load_queries<Traits::KEY_BLOCKS>(shared.queries[head], a, item, item.head + head,
+                                     item.first_row, threadIdx.x % THREADS, THREADS);
+    ptx::copy_wait_all();
+    meet_head();
+  }
+
+  // Waits for the stage. What is made fit to be multiplied is this warp's alone.
   __device__ __forceinline__ void stage_in(i32 kv) {
     ptx::mbarrier_wait(&shared.ring.full[cursor.stage], cursor.parity);
     bad_page |= bad_page_in(shared.ring, cursor.stage);
     if (masked(kv)) {
-      sanitise<Number, Traits::VALUE_BLOCKS>(shared.stages[cursor.stage].value(warp),
+      sanitise<Number, Traits::VALUE_BLOCKS>(shared.stages[cursor.stage].value(head),
                                              shared.poison[warp], kv, hidden, item.piece.kv_len, 0,
                                              1);
       ptx::fence_proxy_async();
@@ -221,7 +263,6 @@ struct Consumer {
 
   __device__ __forceinline__ void stage_out() {
     consumer_arrive<Traits::BOXES>(&shared.ring.empty[cursor.stage]);
-    cursor.advance();
   }
 
   // P from S, and O brought to the new maximum, for one row tile.
@@ -245,19 +286,70 @@ struct Consumer {
     for (i32 i = 0; i < Cached::D_V / 2; ++i) o[i] *= correction[i / 2 % 2];
   }
 
-  __device__ __forceinline__ void result_out(const Accumulator& o) {
+  // Adds up what the head's warps have, turn by turn, in the first of them.
+  __device__ __forceinline__ void add_up(Accumulator& o) {
+    const i32 lane = threadIdx.x % 32;
+    PartialSum* others = shared.sums.begin() + head * (Traits::SLICES - 1);
+    if (slice > 0) {
+      PartialSum& own = others[slice - 1];
+#pragma unroll
+      for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) {
+#pragma unroll
+        for (i32 i = 0; i < Cached::D_V / 2; ++i) own.o[tile][i][lane] = o[tile][i];
+#pragma unroll
+        for (i32 r = 0; r < 2; ++r) {
+          own.max[tile][r][lane] = softmax[tile].max[r];
+          own.sum[tile][r][lane] = softmax[tile].sum[r];
+        }
+      }
+    }
+    meet_head();
+    if (slice > 0) return;
+#pragma unroll 1
+    for (i32 other = 0; other < Traits::SLICES - 1; ++other) {
+#pragma unroll
+      for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) {
+        add(o[tile], softmax[tile], others[other], tile, lane);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add(float (&o)[Cached::D_V / 2], OnlineSoftmax& softmax,
+                                      const PartialSum& other, i32 tile, i32 lane) const {
+    float own_factor[2], other_factor[2];
+#pragma unroll
+    for (i32 r = 0; r < 2; ++r) {
+      const float other_max = other.max[tile][r][lane];
+      const float max = fmaxf(softmax.max[r], other_max);
+      own_factor[r] = exp2_correction(softmax.max[r], max, a.scale_log2);
+      other_factor[r] = exp2_correction(other_max, max, a.scale_log2);
+      softmax.max[r] = max;
+      softmax.sum[r] = softmax.sum[r] * own_factor[r] + other.sum[tile][r][lane] * other_factor[r];
+    }
+#pragma unroll
+    for (i32 i = 0; i < Cached::D_V / 2; ++i) {
+      o[i] = o[i] * own_factor[i / 2 % 2] + other.o[tile][i][lane] * other_factor[i / 2 % 2];
+    }
+  }
+
+  __device__ __forceinline__ void result_out(Accumulator& o) {
 #pragma unroll
     for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) {
       if (bad_page) softmax[tile].sum[0] = softmax[tile].sum[1] = not_a_number();
+    }
+    if constexpr (Traits::SLICES > 1) add_up(o);
+    if (slice > 0) return;
+#pragma unroll
+    for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) {
       float factor[2], lse_log2[2];
       softmax[tile].normalise(a.scale_log2, factor, lse_log2);
 #pragma unroll
       for (i32 half = 0; half < 2; ++half) {
         const i32 row = thread_row + tile * 16 + 8 * half;
-        if (row >= item.rows || item.head + warp >= a.h) continue;
+        if (row >= item.rows || item.head + head >= a.h) continue;
         resolve_weightless(a, item, row, factor[half], lse_log2[half]);
         const RowPlace place =
-            row_place(a, item, item.head + warp, row, warp * Traits::ROWS + row - item.first_row,
+            row_place(a, item, item.head + head, row, head * Traits::ROWS + row - item.first_row,
                       Traits::HEADS * Traits::ROWS, Cached::D_V);
         store_row<Number>(place, threadIdx.x % 4 * 2, o[tile], half, factor[half]);
         if (threadIdx.x % 4 == 0) store_lse(place, lse_log2[half]);
@@ -274,16 +366,21 @@ __device__ __forceinline__ void consume_item(const Attend& a, const Item& item,
   Accumulator o = {};
 
   consumer.queries_in();
+  i32 turn = 0;
   for (i32 kv = item.piece.kv_begin; kv < item.piece.kv_end; kv += Traits::TOKENS) {
-    consumer.stage_in(kv);
-    Stage& stage = shared.stages[cursor.stage];
-    scores(s, shared.queries[consumer.warp], stage, consumer.warp);
+    if (turn == consumer.slice) {
+      consumer.stage_in(kv);
+      Stage& stage = shared.stages[cursor.stage];
+      scores(s, shared.queries[consumer.head], stage, consumer.head);
 #pragma unroll
-    for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) {
-      consumer.probabilities(s[tile], p[tile], o[tile], tile, kv);
+      for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) {
+        consumer.probabilities(s[tile], p[tile], o[tile], tile, kv);
+      }
+      output(o, p, stage, consumer.head);
+      consumer.stage_out();
     }
-    output(o, p, stage, consumer.warp);
-    consumer.stage_out();
+    cursor.advance();
+    turn = (turn + 1) % Traits::SLICES;
   }
   consumer.result_out(o);
 }
@@ -292,7 +389,7 @@ __device__ __forceinline__ void produce(const Attend& a, const TensorMap* first_
                                         const TensorMap* second_map, SharedMemory& shared) {
   Cursor<Traits::STAGES> cursor;
   if constexpr (Traits::BOXES) {
-    if (threadIdx.x / 32 != Traits::HEADS) return;
+    if (threadIdx.x / 32 != Traits::WARPS) return;
     for_each_item(a.schedule, a.group, [&](const Item& item) {
       load_item_boxes<Cached::SECOND_HAS_HEADS>(item, a.batch, first_map, second_map, shared.stages,
                                                 shared.ring, cursor, a.status);
@@ -325,7 +422,7 @@ __device__ __forceinline__ void attend_heads(const Attend& a, const TensorMap& f
   ptx::launch_dependents();
 
   // Roles
-  if (threadIdx.x >= 32 * Traits::HEADS) {
+  if (threadIdx.x >= 32 * Traits::WARPS) {
     if constexpr (Traits::MOVES_REGISTERS) ptx::release_registers<Traits::PRODUCER_REGISTERS>();
     produce(a, &first_map, &second_map, shared);
   } else {
