@@ -116,6 +116,18 @@ impl CudaBackend {
         self.shared.device.ordinal()
     }
 
+    /// The kernel that attends with a plan, and the constants that it was compiled with, as
+    /// `tied_sm90 GA_N=256 GA_R=64`; `None` for a plan of another engine.
+    pub fn kernel(&self, plan: &CudaPlan) -> Option<String> {
+        let attention = match &plan.attention {
+            Attention::Naive { kernel, .. } => kernel,
+            Attention::Tiled(tiled) => &tiled.kernel,
+        };
+        let loaded = self.shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = loaded.iter().find(|(_, kernel)| Arc::ptr_eq(kernel, attention));
+        found.map(|(instance, _)| instance.to_string())
+    }
+
     /// A tensor in a caller's memory.
     ///
     /// Strides count elements. Kernels need the elements of the last dimension side by side, and
