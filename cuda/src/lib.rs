@@ -32,6 +32,7 @@ mod disk;
 mod driver;
 mod error;
 mod family;
+mod foreign;
 #[cfg(test)]
 mod gate;
 mod hopper;

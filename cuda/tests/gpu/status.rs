@@ -9,7 +9,7 @@ use grouped_attention::{
 };
 use grouped_attention_cuda::CudaBackend;
 
-const LENS: [(usize, usize); 3] = [(1, 3000), (2, 700), (1, 40)];
+const LENS: [(usize, usize); 3] = [(1, 1000), (2, 300), (1, 40)];
 
 pub(crate) fn bad_page(engine: &CudaBackend) -> Outcome {
     let driver = Driver::new(engine.ordinal())?;
