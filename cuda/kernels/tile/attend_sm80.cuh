@@ -408,11 +408,14 @@ __device__ __forceinline__ void store_rows(const Accumulator& o, SharedMemory& s
       sum += shared.sum[across][state.row[r]];
     }
     if (shared.bad_page) sum = not_a_number();
-    float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-    float lse = item.slot >= 0 ? log2_lse(state.max[r], sum, a.scale_log2)
-                               : natural_lse(state.max[r], sum, a.scale_log2);
-    if (sum == 0.0f) lse = -infinity();
-    resolve_weightless(state.view[r], item, factor, lse);
+    float factor = 0.0f, lse = -infinity();
+    if (sum == 0.0f) {
+      resolve_weightless(a, item, item.first_row + state.row[r], factor, lse);
+    } else {
+      factor = 1.0f / sum;
+      lse = item.slot >= 0 ? log2_lse(state.max[r], sum, a.scale_log2)
+                           : natural_lse(state.max[r], sum, a.scale_log2);
+    }
     const Target to = target(a, item, state.row[r]);
     if (to.lse != nullptr && warp.across == 0 && warp.lane % 4 == 0) *to.lse = lse;
 #pragma unroll

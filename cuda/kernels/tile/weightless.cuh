@@ -6,20 +6,14 @@
 #include "tile/item.cuh"
 #include "tile/mask.cuh"
 
-// Takes a row as an empty one is normalised, factor 0 and lse -inf, and changes what it has to if
-// the row is not empty. Other rows it leaves alone.
-__device__ __forceinline__ void resolve_weightless(const Visibility& view, const Item& item,
-                                                   float& factor, float& lse) {
-  // Of its whole sequence: a row of a tree sees itself at least.
-  const bool empty = view.prefix == 0 && view.ancestors == nullptr;
-  if (lse != -infinity() || empty) return;
-  lse = item.slot < 0 ? not_a_number() : NO_MAXIMUM;
-  if (item.slot < 0) factor = lse;
-}
-
-// The same for packed row `row`.
+// Takes packed row `row` as an empty one is normalised, factor 0 and lse -inf, and changes what it
+// has to if the row is not empty. Other rows it leaves alone.
 __device__ __forceinline__ void resolve_weightless(const Attend& a, const Item& item, i32 row,
                                                    float& factor, float& lse) {
   if (lse != -infinity()) return;
-  resolve_weightless(visibility(a.batch, item.piece, row / a.group), item, factor, lse);
+  const Visibility view = visibility(a.batch, item.piece, row / a.group);
+  // Of its whole sequence: a row of a tree sees itself at least.
+  if (view.prefix == 0 && view.ancestors == nullptr) return;
+  lse = item.slot < 0 ? not_a_number() : NO_MAXIMUM;
+  if (item.slot < 0) factor = lse;
 }
