@@ -95,7 +95,7 @@ static_assert(sizeof(Batch) == 64, "mirrored in abi.rs");
 // of a shared row hits the L2.
 //
 // A *piece* is one KV range of one sequence, given to one team. It repeats what the batch says of
-// the sequence, so that a CTA looks nothing else up.
+// the sequence, so that a CTA's first load follows one lookup and not three.
 struct Piece {
   i32 sequence;
   i32 kv_begin;  // tokens; a multiple of TILE_TOKENS
@@ -107,16 +107,6 @@ struct Piece {
   i32 parts;  // the sequence was cut into; the partial of lane l is slot + l * parts
 };
 static_assert(sizeof(Piece) == 32, "mirrored in abi.rs");
-
-// What one team computes, in order: its first piece, which stands here so that a CTA's first load
-// follows one lookup, and those in Schedule::pieces behind it.
-struct Share {
-  Piece first;  // a copy of pieces[begin]; meaningless where begin == end
-  i32 begin;
-  i32 end;
-  i32 reserved[2];
-};
-static_assert(sizeof(Share) == 48, "mirrored in abi.rs");
 
 // One lane of a sequence that was cut: merge slots [slot, slot + parts) in that order.
 struct Merge {
@@ -140,8 +130,8 @@ static_assert(sizeof(MergeCounts) == 8, "mirrored in abi.rs");
 
 // Written by the host, or by schedule.cu inside a graph; read by attention and combine.
 struct Schedule {
-  const Share* shares;  // [teams]
-  const Piece* pieces;  // [batch + teams] at most (balanced)
+  const i32* team_pieces;  // [teams + 1] first piece of each team
+  const Piece* pieces;     // [batch + teams] at most (balanced)
   const MergeCounts* merge_counts;
   const Merge* merges;  // [merge_capacity]
   i32 teams;
@@ -243,7 +233,7 @@ enum class Split : i32 { BALANCED = 0, INVARIANT = 1 };
 struct Scheduling {
   const i32* q_starts;  // [batch + 1]
   const i32* kv_lens;   // [batch]
-  Share* shares;        // [teams]
+  i32* team_pieces;     // [teams + 1]
   Piece* pieces;        // [piece_capacity]
   MergeCounts* merge_counts;
   Merge* merges;  // [merge_capacity]

@@ -293,24 +293,14 @@ __device__ __forceinline__ bool fits(const Scheduling& s, const Totals& total) {
 
 // The schedule of nothing, and the status that says why.
 __device__ __forceinline__ void refuse(const Scheduling& s) {
-  for (i32 t = threadIdx.x; t < s.teams; t += THREADS) s.shares[t].begin = s.shares[t].end = 0;
+  for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) s.team_pieces[t] = 0;
   if (threadIdx.x != 0) return;
   *s.merge_counts = {0, 0};
   atomicOr(s.status, STATUS_OVER_CAPACITY);
 }
 
-// Completes the shares, once the pieces are written. A function of its own like find_charge.
-__device__ __noinline__ void write_first_pieces(const Scheduling& s) {
-  __syncthreads();
-  for (i32 t = threadIdx.x; t < s.teams; t += THREADS) {
-    Share& share = s.shares[t];
-    if (share.begin < share.end) share.first = s.pieces[share.begin];
-  }
-}
-
-// What the line charges for an item, into shared memory. A function of its own: inlined, ptxas spills
-// more of its caller for sm_80.
-__device__ __noinline__ void find_charge(const Scheduling& s, i32& charge) {
+// What the line charges for an item, into shared memory.
+__device__ __forceinline__ void find_charge(const Scheduling& s, i32& charge) {
   i32 live = 0;
   for (i32 first = 0; first < s.batch; first += THREADS) {
     const i32 b = first + threadIdx.x;
@@ -361,9 +351,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   // The lists
   if (!fits(s, total)) return refuse(s);
   for (i32 t = threadIdx.x; t <= s.teams; t += THREADS) {
-    const i32 begin = team_begin(s, line, t);
-    if (t < s.teams) s.shares[t].begin = begin;
-    if (t > 0) s.shares[t - 1].end = begin;
+    s.team_pieces[t] = team_begin(s, line, t);
   }
   if (threadIdx.x == 0) *s.merge_counts = {total.few, total.many};
   scan(
@@ -372,5 +360,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         write_pieces(s, line, b, before);
         write_merges(s, line, b, before);
       });
-  write_first_pieces(s);
 }

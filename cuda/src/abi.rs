@@ -108,16 +108,6 @@ mirror! {
 }
 
 mirror! {
-    #[derive(Default, PartialEq, Eq)]
-    Share = "Share", 48 {
-        first: Piece,
-        begin: i32,
-        end: i32,
-        reserved: [i32; 2],
-    }
-}
-
-mirror! {
     /// `Merge` of abi.cuh: one lane of a sequence that was cut.
     #[derive(Default, PartialEq, Eq)]
     LaneMerge = "Merge", 32 {
@@ -144,7 +134,7 @@ mirror! {
 mirror! {
     #[derive(Default)]
     Schedule = "Schedule", 56 {
-        shares: Address,
+        team_pieces: Address,
         pieces: Address,
         merge_counts: Address,
         merges: Address,
@@ -274,7 +264,7 @@ mirror! {
     Scheduling = "Scheduling", 136 {
         q_starts: Address,
         kv_lens: Address,
-        shares: Address,
+        team_pieces: Address,
         pieces: Address,
         merge_counts: Address,
         merges: Address,
@@ -352,7 +342,6 @@ mod tests {
             Outputs::MIRRORED,
             Batch::MIRRORED,
             Piece::MIRRORED,
-            Share::MIRRORED,
             LaneMerge::MIRRORED,
             MergeCounts::MIRRORED,
             Schedule::MIRRORED,

@@ -104,7 +104,7 @@ fn schedule(plan: &CudaPlan) -> abi::Schedule {
     };
     let (resident, layout) = (&plan.resident, &plan.resident.layout);
     abi::Schedule {
-        shares: resident.address(&layout.shares),
+        team_pieces: resident.address(&layout.team_pieces),
         pieces: resident.address(&layout.pieces),
         merge_counts: resident.address(&layout.merge_counts),
         merges: resident.address(&layout.merges),
@@ -133,7 +133,7 @@ pub(crate) fn scheduling(plan: &CudaPlan) -> Option<abi::Scheduling> {
     Some(abi::Scheduling {
         q_starts: resident.address(&layout.q_starts),
         kv_lens: resident.address(&layout.kv_lens),
-        shares: resident.address(&layout.shares),
+        team_pieces: resident.address(&layout.team_pieces),
         pieces: resident.address(&layout.pieces),
         merge_counts: resident.address(&layout.merge_counts),
         merges: resident.address(&layout.merges),

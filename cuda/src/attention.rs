@@ -165,8 +165,12 @@ impl CudaBackend {
         if let Some(loads) = tiled.loads {
             let maps = self.tensor_maps(loads, cache)?;
             let arguments = [pointer(argument), pointer(&maps[0]), pointer(&maps[1])];
-            // SAFETY: as in `attend`; the plan's schedule was made for this grid.
-            unsafe { kernel.launch(&self.stream, blocks, arguments, Order::After) }?;
+            // Where kernels follow each other, as layers do in a graph, setting up hides behind the end
+            // of the one before. PERF: GLA, q_len 1, replayed, in this order / after: B 1, L 65536
+            // 35.9 / 36.8 us, B 16, L 8192 63.3 / 63.7.
+            // SAFETY: as in `attend`; the plan's schedule was made for this grid, and the kernel waits
+            // for what comes before it until it reads anything.
+            unsafe { kernel.launch(&self.stream, blocks, arguments, Order::Overlapping) }?;
         } else {
             // SAFETY: as above.
             unsafe { kernel.launch(&self.stream, blocks, [pointer(argument)], Order::After) }?;

@@ -105,6 +105,18 @@ impl CudaBackend {
         self.shared.device.ordinal()
     }
 
+    /// The kernel that attends with a plan, and the constants that it was compiled with, as
+    /// `tied_sm90 GA_N=256 GA_R=64`; `None` for a plan of another engine.
+    pub fn kernel(&self, plan: &CudaPlan) -> Option<String> {
+        let attention = match &plan.attention {
+            Attention::Naive { kernel, .. } => kernel,
+            Attention::Tiled(tiled) => &tiled.kernel,
+        };
+        let loaded = self.shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = loaded.iter().find(|(_, kernel)| Arc::ptr_eq(kernel, attention));
+        found.map(|(instance, _)| instance.to_string())
+    }
+
     pub(crate) fn check_device(
         &self,
         device: &Arc<Device>,

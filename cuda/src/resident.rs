@@ -1,7 +1,7 @@
 //! What of a plan lives on the device: lengths, tables, mask, schedule and writes, in memory whose
 //! addresses never change, so that captured launches read whatever was written last.
 
-use crate::abi::{LaneMerge, MaskCode, MergeCounts, Piece, Share, TREE_WORD_BITS, Turn, Write};
+use crate::abi::{LaneMerge, MaskCode, MergeCounts, Piece, TREE_WORD_BITS, Turn, Write};
 use crate::driver::Address;
 use crate::error::DriverError;
 use crate::memory::{DeviceBuffer, PinnedBuffer};
@@ -22,10 +22,8 @@ unsafe trait Plain: Copy {}
 unsafe impl Plain for i32 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
-// SAFETY: numbers of four bytes side by side.
+// SAFETY: eight or two numbers of four bytes.
 unsafe impl Plain for Piece {}
-// SAFETY: as above.
-unsafe impl Plain for Share {}
 // SAFETY: as above.
 unsafe impl Plain for LaneMerge {}
 // SAFETY: as above.
@@ -48,7 +46,7 @@ pub(crate) struct Layout {
     pub(crate) write_count: Range<usize>,
     pub(crate) q_starts: Range<usize>,
     pub(crate) kv_lens: Range<usize>,
-    pub(crate) shares: Range<usize>,
+    pub(crate) team_pieces: Range<usize>,
     pub(crate) pieces: Range<usize>,
     pub(crate) merges: Range<usize>,
     pub(crate) writes: Range<usize>,
@@ -101,7 +99,7 @@ impl Layout {
             write_count: section(&[1], 4)?,
             q_starts: section(&[extent.sequences + 1], 4)?,
             kv_lens: section(&[extent.sequences], 4)?,
-            shares: section(&[sizes.teams], size_of::<Share>())?,
+            team_pieces: section(&[sizes.teams + 1], 4)?,
             pieces: section(&[sizes.bounds.pieces], size_of::<Piece>())?,
             merges: section(&[sizes.bounds.merges], size_of::<LaneMerge>())?,
             writes: section(&[extent.writes], size_of::<Write>())?,
@@ -169,9 +167,7 @@ impl Resident {
         self.put(&layout.merge_counts, &[MergeCounts { few, many }]);
         self.put(&layout.write_count, &[step.writes().len() as i32]);
         self.put_lengths(step);
-        for (team, share) in schedule.shares().enumerate() {
-            self.put_at(&layout.shares, team, &[share]);
-        }
+        self.put(&layout.team_pieces, &schedule.team_pieces);
         self.put(&layout.pieces, &schedule.pieces);
         self.put(&layout.merges, &schedule.merges);
         for (index, merge) in schedule.long_merges.iter().enumerate() {
@@ -293,7 +289,7 @@ mod tests {
             &layout.write_count,
             &layout.q_starts,
             &layout.kv_lens,
-            &layout.shares,
+            &layout.team_pieces,
             &layout.pieces,
             &layout.merges,
             &layout.writes,

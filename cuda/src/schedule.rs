@@ -3,7 +3,7 @@
 //! The algorithm stands in kernels/abi.cuh under "Scheduling", with the words used here. The device
 //! has a form of it too, so both are in integers and agree bit for bit.
 
-use crate::abi::{FEW_PARTS, LaneMerge, Piece, Share, TILE_TOKENS};
+use crate::abi::{FEW_PARTS, LaneMerge, Piece, TILE_TOKENS};
 use grouped_attention::{Extent, Span};
 
 /// How a kernel works through a step, for [`Scheduler::schedule`].
@@ -58,18 +58,6 @@ pub(crate) struct Schedule {
     pub(crate) long_merges: Vec<LaneMerge>,
     /// Partial results.
     pub(crate) slots: usize,
-}
-
-impl Schedule {
-    /// What each team computes.
-    pub(crate) fn shares(&self) -> impl Iterator<Item = Share> {
-        self.team_pieces.windows(2).map(|ends| Share {
-            first: self.pieces.get(ends[0] as usize).copied().unwrap_or_default(),
-            begin: ends[0],
-            end: ends[1],
-            reserved: [0; 2],
-        })
-    }
 }
 
 /// Upper bounds on the parts of any schedule within an extent.

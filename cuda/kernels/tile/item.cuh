@@ -19,9 +19,9 @@ template <class Visit>
 __device__ __forceinline__ void for_each_item(const Schedule& schedule, i32 group, Visit visit) {
   const i32 team = blockIdx.x / schedule.team;
   if (team >= schedule.teams) return;
-  const Share share = schedule.shares[team];
-  Piece piece = share.first;
-  for (i32 index = share.begin; index < share.end;) {
+  const i32 end = schedule.team_pieces[team + 1];
+  for (i32 index = schedule.team_pieces[team]; index < end; ++index) {
+    const Piece piece = schedule.pieces[index];
     const i32 rows = piece.q_len * group;
     const i32 lanes = ceil_div(rows, schedule.item_rows) * schedule.head_blocks;
     for (i32 lane = blockIdx.x % schedule.team; lane < lanes; lane += schedule.team) {
@@ -30,6 +30,5 @@ __device__ __forceinline__ void for_each_item(const Schedule& schedule, i32 grou
       const i32 slot = piece.slot < 0 ? -1 : piece.slot + lane * piece.parts;
       visit(Item{piece, head, first_row, rows, slot});
     }
-    if (++index < share.end) piece = schedule.pieces[index];
   }
 }

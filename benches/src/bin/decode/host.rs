@@ -1,0 +1,165 @@
+//! The engines that compute on the processor: the reference and the cpu engine.
+
+use crate::check::Seeds;
+use crate::measure::{Measured, median};
+use crate::options::{Engine, Options};
+use crate::rig::{Outcome, Rig, Stage};
+use crate::workload::Workload;
+use grouped_attention::{
+    AnyBackend, AnyCache, AnyPlan, Append, Backend, Mask, Planning, Reference, Step, Upload, Write,
+};
+use grouped_attention_benches::results::Ceilings;
+use grouped_attention_cpu::ceiling::{self, Memory, Reading};
+use grouped_attention_cpu::{CpuBackend, Kernel};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Rows appended at a time.
+const CHUNK: usize = 4096;
+/// Reads of memory before the first workload, in each way.
+const READS: usize = 5;
+/// Shortest sample: several calls are timed together where one is faster than clocks are good for.
+const SAMPLE_SECONDS: f64 = 100e-6;
+
+pub(crate) struct Host {
+    engine: AnyBackend,
+    pool: Arc<ThreadPool>,
+    memory: Memory,
+    matrix: f64,
+}
+
+impl Host {
+    pub(crate) fn new(options: &Options) -> Outcome<Host> {
+        let pool = Arc::new(ThreadPoolBuilder::new().num_threads(options.threads).build()?);
+        let engine: AnyBackend = if options.backend == Engine::Reference {
+            Box::new(Reference::new())
+        } else {
+            let builder = CpuBackend::builder().pool(Arc::clone(&pool));
+            let builder = match &options.kernel {
+                Some(name) => builder.kernel(name.parse::<Kernel>()?),
+                None => builder,
+            };
+            Box::new(builder.build()?)
+        };
+        let memory = Memory::new(Arc::clone(&pool))?;
+        let matrix = match ceiling::matrix(&pool) {
+            Some(rate) => rate,
+            None => ceiling::multiply_adds(&pool)?,
+        };
+        Ok(Host { engine, pool, memory, matrix })
+    }
+
+    fn rates(&self, plain: &[f64], prefetching: &[f64]) -> Ceilings {
+        let rate = |samples: &[f64]| (!samples.is_empty()).then(|| median(samples));
+        Ceilings {
+            read: rate(plain),
+            read_prefetched: rate(prefetching),
+            copy: None,
+            matrix: Some(self.matrix),
+        }
+    }
+}
+
+impl Rig for Host {
+    type Engine = AnyBackend;
+
+    fn engine(&self) -> &AnyBackend {
+        &self.engine
+    }
+
+    fn fill(&self, workload: &Workload, seeds: &Seeds) -> Outcome<AnyCache> {
+        self.pool.install(|| filled(&self.engine, workload, seeds)).map_err(Into::into)
+    }
+
+    fn caches(&self, workload: &Workload, options: &Options) -> usize {
+        (options.cold << 20).div_ceil(workload.cache_bytes().max(1.0) as usize).max(1)
+    }
+
+    fn time(
+        &self,
+        stage: &mut Stage<'_, AnyBackend>,
+        workload: &Workload,
+        options: &Options,
+    ) -> Outcome<Measured> {
+        if workload.graph {
+            return Err("--graph is for the cuda engine".into());
+        }
+        let start = Instant::now();
+        stage.attend(0)?;
+        let once = start.elapsed().as_secs_f64();
+        let calls = (SAMPLE_SECONDS / once).ceil().max(1.0) as usize;
+        let (mut plain, mut prefetching, mut next) = (Vec::new(), Vec::new(), 1);
+        let mut runs = Vec::new();
+        for _ in 0..options.runs.get() {
+            let mut times = Vec::new();
+            for sample in 0..options.repeats.get() {
+                let start = Instant::now();
+                for _ in 0..calls {
+                    stage.attend(next)?;
+                    next += 1;
+                }
+                times.push(start.elapsed().as_secs_f64() / calls as f64);
+                // The machine's rates change from one moment to the next, so they are read in
+                // between.
+                if options.cold > 0 && sample % options.repeats.get().div_ceil(READS) == 0 {
+                    plain.push(self.memory.read(Reading::Plain));
+                    prefetching.push(self.memory.read(Reading::Prefetching));
+                }
+            }
+            runs.push(times);
+        }
+        Ok(Measured { runs, ceilings: self.rates(&plain, &prefetching) })
+    }
+
+    fn ceilings(&self) -> Outcome<Ceilings> {
+        let read = |reading| (0..READS).map(|_| self.memory.read(reading)).collect::<Vec<_>>();
+        Ok(self.rates(&read(Reading::Plain), &read(Reading::Prefetching)))
+    }
+
+    fn kernel(&self, _plan: &AnyPlan) -> String {
+        self.engine.identity().kernel
+    }
+}
+
+/// A cache whose every cell of the workload's tables has been appended.
+fn filled<B: Backend>(
+    engine: &B,
+    workload: &Workload,
+    seeds: &Seeds,
+) -> Result<B::Cache, grouped_attention::Error> {
+    let (problem, step) = (workload.problem()?, workload.step()?);
+    let mut cache = engine.create_cache(workload.layout()?)?;
+    let writes: Vec<Write> = (step.spans().iter())
+        .flat_map(|span| (0..span.kv_len).map(|position| (step.slot(span, position), position)))
+        .map(|(slot, position)| Write { slot, position: position as i64 })
+        .collect();
+    let shapes = workload.layout()?.part_shapes();
+    for writes in writes.chunks(CHUNK) {
+        let part = Step::new(workload.page_size, &[], Mask::Causal)?.writing(writes.to_vec())?;
+        let plan = engine.plan(Planning::new(&problem, &part))?;
+        let rows: Vec<usize> = writes.iter().map(|write| workload.cell(write.slot)).collect();
+        let tensor = |which: usize| -> Result<B::Tensor, grouped_attention::Error> {
+            let shape = [&[rows.len()], &shapes[which][2..]].concat();
+            let host = seeds.parts[which].rows(workload.dtype, &shape, &rows)?;
+            let mut tensor = engine.allocate(host.dtype(), host.shape())?;
+            engine.upload(Upload::new(&mut tensor, &host)?)?;
+            Ok(tensor)
+        };
+        let (first, second) = (tensor(0)?, tensor(1)?);
+        engine.append(Append::new(&plan, &mut cache, &first, Some(&second))?)?;
+    }
+    Ok(cache)
+}
+
+/// What an engine computes for a workload over the cache of index 0.
+#[cfg(test)]
+pub(crate) fn attended<B: Backend>(
+    engine: &B,
+    workload: &Workload,
+) -> Outcome<grouped_attention::HostTensor> {
+    let cache = filled(engine, workload, &Seeds::of(0))?;
+    let mut stage = Stage::new(engine, workload, vec![cache])?;
+    stage.attend(0)?;
+    Ok(engine.download(&stage.o)?)
+}
