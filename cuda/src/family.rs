@@ -12,8 +12,8 @@ pub enum Kernels {
     /// `tied_sm80.cu` and `separate_sm80.cu`: tensor cores for 16-bit formats and widths that are
     /// multiples of 16; what they do not cover falls to the naive kernel.
     Portable,
-    /// `tied_sm90.cu` and its siblings: wgmma and the copy engine, for tied rows on sm_90; what they
-    /// do not cover falls to the portable kernels.
+    /// `tied_sm90.cu` and its siblings, `separate_heads_sm90.cu`: the copy engine and wgmma, or
+    /// mma.sync for narrow heads, on sm_90; what they do not cover falls to the portable kernels.
     Hopper,
 }
 

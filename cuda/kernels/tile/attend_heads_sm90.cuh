@@ -63,8 +63,9 @@ struct Traits {
   static constexpr i32 STAGE_BLOCKS = HEADS * FIRST_BLOCKS + SECOND_HEADS * SECOND_BLOCKS;
   static constexpr i32 STAGE_BYTES = STAGE_BLOCKS * sizeof(Block<TOKENS>);
   static constexpr i32 QUERY_BYTES = HEADS * KEY_BLOCKS * sizeof(Block<ROWS>);
-  static constexpr i32 SUM_BYTES = (WARPS - HEADS) * ROWS * (Cached::D_V + 8) * 4;
-  static constexpr i32 FIT = (SHARED_LIMIT - QUERY_BYTES - SUM_BYTES - 2048) / STAGE_BYTES;
+  static constexpr i32 SUM_BYTES = ROWS * (Cached::D_V + 8) * 4;  // of one warp
+  static constexpr i32 FIT =
+      (SHARED_LIMIT - QUERY_BYTES - (WARPS - HEADS) * SUM_BYTES - 2048) / STAGE_BYTES;
   // A stage is one warp's of a head in every round, or its parity would not tell rounds apart.
   static constexpr i32 STAGES = (FIT < 8 ? FIT : 8) / SLICES * SLICES;
 
@@ -114,6 +115,7 @@ struct PartialSum {
   float max[Traits::ROW_TILES][2][32];
   float sum[Traits::ROW_TILES][2][32];
 };
+static_assert(sizeof(PartialSum) == Traits::SUM_BYTES);
 
 // Of every head's warps but the first.
 template <i32 WARPS>
