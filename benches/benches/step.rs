@@ -56,7 +56,10 @@ fn planning(criterion: &mut Criterion) {
         let problem = problem(geometry);
         let capacity = Extent { max_kv_len: 2 * KV_LEN, ..*step.extent() };
         let call = Planning::with_capacity(&problem, &step, capacity).unwrap();
-        let mut plan = engine.plan(call).unwrap();
+        let mut plan = engine.plan(call.clone()).unwrap();
+        criterion.bench_function(&format!("plan/new/{name}"), |bencher| {
+            bencher.iter(|| engine.plan(call.clone()).unwrap());
+        });
         criterion.bench_function(&format!("plan/update/{name}"), |bencher| {
             bencher.iter(|| engine.update(Update::new(&mut plan, &step).unwrap()).unwrap());
         });

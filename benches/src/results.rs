@@ -1,6 +1,7 @@
 //! What the `decode` program measured, as it prints it with `--json` and as others read it.
 
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
 /// One run of the program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -9,7 +10,7 @@ pub struct Results {
     pub engine: String,
     /// The device alone.
     pub device: String,
-    /// The commit that was built, where it is known.
+    /// The commit that it was built from, where that is known.
     pub commit: Option<String>,
     /// The command line.
     pub command: String,
@@ -17,6 +18,28 @@ pub struct Results {
     pub ceilings: Ceilings,
     /// One for each shape.
     pub rows: Vec<Row>,
+}
+
+impl Results {
+    /// Reads what `decode --json` wrote.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that is something else.
+    pub fn read(path: &Path) -> Result<Results, ResultsError> {
+        let error = |reason: String| ResultsError { path: path.to_owned(), reason };
+        let text = std::fs::read_to_string(path).map_err(|cause| error(cause.to_string()))?;
+        serde_json::from_str(&text).map_err(|cause| error(cause.to_string()))
+    }
+}
+
+/// Why a file is not what `decode --json` writes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct ResultsError {
+    /// The file.
+    pub path: PathBuf,
+    /// The system's or the parser's words.
+    pub reason: String,
 }
 
 /// Rates that the machine reached in the same run, per second.
@@ -62,6 +85,8 @@ pub struct Row {
     pub median: f64,
     /// Slowest less fastest median over the median.
     pub spread: f64,
+    /// Cached bytes of a token.
+    pub token_bytes: usize,
     /// Cached rows, queries and outputs.
     pub bytes: f64,
     /// Of scores and values.

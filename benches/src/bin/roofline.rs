@@ -1,11 +1,13 @@
 //! Prints and draws what attention variants cost against tensor-parallel degree and a device.
 
 use clap::Parser;
+use grouped_attention_benches::results::Results;
 use grouped_attention_benches::roofline::device::{NamedDevice, UnknownDevice};
-use grouped_attention_benches::roofline::points::{self, Point};
+use grouped_attention_benches::roofline::measured::Measured;
 use grouped_attention_benches::roofline::shape::Shape;
 use grouped_attention_benches::roofline::{figure, table, this};
 use std::error::Error;
+use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,9 +28,9 @@ struct Options {
     /// Write the figures into this folder
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
-    /// Draw measured points: a JSON array of {name, intensity, flops_per_s}
-    #[arg(long, value_name = "FILE")]
-    points: Option<PathBuf>,
+    /// Print and draw what `decode --json` measured, under the roof of the same run
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "tp", "q_len"])]
+    bench: Option<PathBuf>,
 }
 
 /// The device as it is asked for.
@@ -57,40 +59,34 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
-    let points = match &options.points {
-        Some(path) => points::read(path)?,
-        None => Vec::new(),
-    };
+    if let Some(path) = &options.bench {
+        let measured = Measured::new(&Results::read(path)?)?;
+        println!("{}", measured.markdown().trim_end());
+        let figures = [("speed", measured.speed()?), ("roofline-measured", measured.roofline()?)];
+        return write(options, figures);
+    }
     let device = match &options.device {
         Choice::This => this::measured()?,
         Choice::Named(device) => device.clone(),
     };
     println!("{device}; ridge {:.1} FLOP/byte", device.device.ridge());
     for shape in [Shape::llama()?, Shape::deepseek()?] {
-        let table = table::markdown(&shape, &device, &options.tp, options.q_len.get())?;
-        println!("\n{}", table.trim_end());
-        if options.svg.is_some() {
-            draw(options, &device, &shape, &points)?;
-        }
+        let (degrees, q_len) = (&options.tp, options.q_len.get());
+        println!("\n{}", table::markdown(&shape, &device, degrees, q_len)?.trim_end());
+        let bytes = figure::bytes(&shape, degrees)?;
+        let roofline = figure::roofline(&shape, &device, degrees, q_len)?;
+        let key = shape.key;
+        write(options, [(format!("bytes-{key}"), bytes), (format!("roofline-{key}"), roofline)])?;
     }
     Ok(())
 }
 
-/// Writes `bytes-SHAPE.svg` and `roofline-SHAPE.svg`.
-fn draw(
-    options: &Options,
-    device: &NamedDevice,
-    shape: &Shape,
-    points: &[Point],
-) -> Result<(), Box<dyn Error>> {
+/// Writes figures by name, if a folder is asked for.
+fn write<N: Display>(options: &Options, figures: [(N, String); 2]) -> Result<(), Box<dyn Error>> {
     let Some(folder) = &options.svg else { return Ok(()) };
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let figures = [
-        ("bytes", figure::bytes(shape, &options.tp)?),
-        ("roofline", figure::roofline(shape, device, &options.tp, options.q_len.get(), points)?),
-    ];
     for (name, svg) in figures {
-        let path = folder.join(format!("{name}-{}.svg", shape.key));
+        let path = folder.join(format!("{name}.svg"));
         std::fs::write(&path, svg).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())

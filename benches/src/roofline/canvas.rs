@@ -66,15 +66,20 @@ impl Canvas<'_> {
         self.put(&PathElement::new(vec![from, to], colour.stroke_width(3)))
     }
 
+    /// A filled rectangle between two corners.
+    pub(crate) fn block(
+        &self,
+        from: Point,
+        to: Point,
+        colour: RGBColor,
+        opacity: f64,
+    ) -> Result<(), DrawError> {
+        self.put(&Rectangle::new([from, to], colour.mix(opacity).filled()))
+    }
+
     /// A filled circle.
     pub(crate) fn dot(&self, at: Point, radius: i32, colour: RGBColor) -> Result<(), DrawError> {
         self.put(&Circle::new(at, radius, colour.filled()))
-    }
-
-    /// A measured point: a cross.
-    pub(crate) fn cross(&self, (x, y): Point) -> Result<(), DrawError> {
-        self.line(vec![(x - 5, y - 5), (x + 5, y + 5)], 2)?;
-        self.line(vec![(x - 5, y + 5), (x + 5, y - 5)], 2)
     }
 
     /// Text beside an anchor.

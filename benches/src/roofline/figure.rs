@@ -5,19 +5,18 @@ use crate::roofline::canvas::{self, Canvas, DrawError, Side};
 use crate::roofline::device::{NamedDevice, in_units};
 use crate::roofline::ink;
 use crate::roofline::lanes::Lanes;
-use crate::roofline::points::Point;
 use crate::roofline::shape::{Shape, Unsplittable};
 use grouped_attention::{Dtype, Sharding, cost};
 
-const WIDTH: i32 = 760;
-const LEFT: i32 = 84;
-const RIGHT: i32 = WIDTH - 28;
-const TITLE: i32 = 20;
-const TOP: i32 = 58;
+pub(crate) const WIDTH: i32 = 760;
+pub(crate) const LEFT: i32 = 84;
+pub(crate) const RIGHT: i32 = WIDTH - 28;
+pub(crate) const TITLE: i32 = 20;
+pub(crate) const TOP: i32 = 58;
 /// Height of the roofline above the lanes.
-const ROOF: i32 = 250;
+pub(crate) const ROOF: i32 = 250;
 /// Below the lanes: tick labels and the axis title.
-const BOTTOM: i32 = 56;
+pub(crate) const BOTTOM: i32 = 56;
 
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +53,7 @@ pub fn bytes(shape: &Shape, degrees: &[usize]) -> Result<String, FigureError> {
     })?)
 }
 
-/// Arithmetic intensity against tensor parallelism, under the roofline of a device, with measured
-/// points if there are any.
+/// Arithmetic intensity against tensor parallelism, under the roofline of a device.
 ///
 /// # Errors
 /// A degree that does not split every variant.
@@ -64,14 +62,11 @@ pub fn roofline(
     device: &NamedDevice,
     degrees: &[usize],
     q_len: usize,
-    points: &[Point],
 ) -> Result<String, FigureError> {
     let values =
         each(shape, degrees, |shard| cost::intensity(&shard.device(), Dtype::Bf16, q_len))?;
     let (least, most) = range(&values);
-    let measured = points.iter().map(|point| point.intensity);
-    let least = measured.clone().fold(least, f64::min);
-    let most = measured.fold(most.max(device.device.ridge()), f64::max);
+    let most = most.max(device.device.ridge());
     let axis = Axis { from: least / 1.6, to: most * 1.8, start: LEFT, end: RIGHT };
     let lanes = Lanes { shape, degrees, values: &values, labelled: false };
     let top = TOP + ROOF + 14;
@@ -86,9 +81,9 @@ pub fn roofline(
             (TOP, bottom),
             "FLOPs per byte of cache read (bf16)",
         )?;
-        roof(canvas, device, &axis, bottom, points)?;
+        roof(canvas, device, &axis, bottom, &[])?;
         lanes.draw(canvas, &axis, top)?;
-        dots_on_roof(canvas, device, &axis, &lanes, points)
+        dots_on_roof(canvas, device, &axis, &lanes)
     })?)
 }
 
@@ -107,7 +102,7 @@ fn range(values: &[Vec<f64>]) -> (f64, f64) {
     (all.clone().fold(f64::INFINITY, f64::min), all.fold(0.0, f64::max))
 }
 
-fn size(bottom: i32) -> (u32, u32) {
+pub(crate) fn size(bottom: i32) -> (u32, u32) {
     (WIDTH.unsigned_abs(), (bottom + BOTTOM).unsigned_abs())
 }
 
@@ -120,7 +115,7 @@ fn titles(canvas: &Canvas<'_>, title: &str, degrees: &[usize]) -> Result<(), Dra
 }
 
 /// Vertical lines at the ticks, and the axis below them.
-fn grid(
+pub(crate) fn grid(
     canvas: &Canvas<'_>,
     axis: &Axis,
     ticks: &[f64],
@@ -136,21 +131,21 @@ fn grid(
     canvas.text(title, ((axis.start + axis.end) / 2, bottom + 28), 13, Side::Below)
 }
 
-/// Attainable FLOP/s, with pixels for the rates that the roof and the points need.
-fn rates(device: &NamedDevice, axis: &Axis, points: &[Point]) -> Axis {
+/// Attainable FLOP/s, with pixels for the rates that the roof and what was measured need.
+pub(crate) fn rates(device: &NamedDevice, axis: &Axis, measured: &[f64]) -> Axis {
     let floor = axis.from * device.device.bandwidth();
-    let least = points.iter().map(|point| point.flops_per_s).fold(floor, f64::min);
+    let least = measured.iter().copied().fold(floor, f64::min);
     Axis { from: least / 1.3, to: device.device.flops() * 2.2, start: TOP + ROOF, end: TOP }
 }
 
-fn roof(
+pub(crate) fn roof(
     canvas: &Canvas<'_>,
     device: &NamedDevice,
     axis: &Axis,
     bottom: i32,
-    points: &[Point],
+    measured: &[f64],
 ) -> Result<(), DrawError> {
-    let (rates, ridge) = (rates(device, axis, points), device.device.ridge());
+    let (rates, ridge) = (rates(device, axis, measured), device.device.ridge());
     for tick in rates.ticks(10.0, &[1.0]) {
         let y = rates.at(tick);
         canvas.faint_line((axis.start, y), (axis.end, y))?;
@@ -173,20 +168,14 @@ fn dots_on_roof(
     device: &NamedDevice,
     axis: &Axis,
     lanes: &Lanes<'_>,
-    points: &[Point],
 ) -> Result<(), DrawError> {
-    let rates = rates(device, axis, points);
+    let rates = rates(device, axis, &[]);
     let (bandwidth, peak) = (device.device.bandwidth(), device.device.flops());
     for (variant, values) in lanes.shape.variants.iter().zip(lanes.values) {
         for &intensity in values {
             let at = (axis.at(intensity), rates.at((intensity * bandwidth).min(peak)));
             canvas.dot(at, 4, ink::of(variant.geometry.variant()))?;
         }
-    }
-    for point in points {
-        let at = (axis.at(point.intensity), rates.at(point.flops_per_s));
-        canvas.cross(at)?;
-        canvas.text(&point.name, (at.0 + 9, at.1), 12, Side::Right)?;
     }
     Ok(())
 }
@@ -198,10 +187,9 @@ mod tests {
     #[test]
     fn figures_name_every_variant_and_take_the_colour_of_the_page() {
         let (shape, device) = (Shape::deepseek().unwrap(), "h100".parse().unwrap());
-        let point = Point { name: "measured".into(), intensity: 115.2, flops_per_s: 360e12 };
         let figures = [
             bytes(&shape, &[1, 2, 4, 8]).unwrap(),
-            roofline(&shape, &device, &[1, 2, 4, 8], 1, &[point]).unwrap(),
+            roofline(&shape, &device, &[1, 2, 4, 8], 1).unwrap(),
         ];
         for svg in &figures {
             for variant in &shape.variants {
@@ -210,13 +198,12 @@ mod tests {
             assert!(svg.contains("currentColor") && !svg.contains("#010203"), "{svg}");
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
-        assert!(figures[1].contains("\nmeasured\n"));
     }
 
     #[test]
     fn one_degree_is_a_figure_too() {
         let (shape, device) = (Shape::llama().unwrap(), "box:30e9:6e12".parse().unwrap());
         assert!(bytes(&shape, &[8]).is_ok());
-        assert!(roofline(&shape, &device, &[1], 1, &[]).is_ok());
+        assert!(roofline(&shape, &device, &[1], 1).is_ok());
     }
 }

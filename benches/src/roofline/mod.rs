@@ -1,8 +1,8 @@
 //! What attention variants cost per cached token, against tensor-parallel degree and a device.
 //!
-//! Everything here is arithmetic of [`grouped_attention::cost`] and [`Sharding`]. Measured are only
-//! the rates of this machine, if it is the device, and the points that a caller brings to be drawn
-//! on the same roofline.
+//! Everything here is arithmetic of [`grouped_attention::cost`] and [`Sharding`], but for the rates of
+//! this machine, if it is the device, and for [`measured`], which draws what `decode` measured under
+//! the roof that the same run measured.
 //!
 //! [`Sharding`]: grouped_attention::Sharding
 
@@ -12,7 +12,7 @@ pub mod device;
 pub mod figure;
 mod ink;
 mod lanes;
-pub mod points;
+pub mod measured;
 pub mod shape;
 pub mod table;
 pub mod this;

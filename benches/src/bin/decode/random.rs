@@ -64,9 +64,9 @@ impl Random {
 }
 
 /// Middle of the sum of four 16-bit numbers.
-pub(crate) const CENTRE: f32 = 131_070.0;
+const CENTRE: f32 = 131_070.0;
 /// Brings the sum to variance 1: `sqrt(3) / 2^16`.
-pub(crate) const SCALE: f32 = 2.642_899_8e-5;
+const SCALE: f32 = 2.642_899_8e-5;
 
 #[cfg(test)]
 mod tests {
@@ -79,6 +79,20 @@ mod tests {
         let variance = values.iter().map(|x| x * x).sum::<f64>() / 1e5;
         assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
         assert!((f64::from(SCALE) / (3f64.sqrt() / 65536.0) - 1.0).abs() < 1e-7);
+    }
+
+    #[test]
+    fn the_device_has_the_same_constants() {
+        let kernels = include_str!("gpu/kernels.ptx");
+        for constant in [
+            format!("mul.rn.f32 %x, %x, 0f{:08X};", SCALE.to_bits()),
+            format!("sub.rn.f32 %x, %x, {CENTRE:.1};"),
+            "mul.lo.u64 %word, %i, 0x9e3779b97f4a7c15;".into(),
+            "mul.lo.u64 %word, %word, 0xbf58476d1ce4e5b9;".into(),
+            "mul.lo.u64 %word, %word, 0x94d049bb133111eb;".into(),
+        ] {
+            assert!(kernels.contains(&constant), "{constant}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub(crate) fn row(workload: &Workload, timed: &Timed) -> Row {
         medians: measured.medians(),
         median,
         spread: measured.spread(),
+        token_bytes: workload.geometry.row().elements() * workload.dtype.bytes(),
         bytes: workload.bytes(),
         flops: workload.flops(),
         bytes_per_s: workload.bytes() / median,
@@ -179,6 +180,11 @@ mod tests {
             rows,
         };
         let text = serde_json::to_string_pretty(&results).unwrap();
-        assert_eq!(serde_json::from_str::<Results>(&text).unwrap(), results);
+        let path = std::env::temp_dir().join(format!("results-{}.json", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(Results::read(&path).unwrap(), results);
+        std::fs::write(&path, "[]").unwrap();
+        assert!(Results::read(&path).is_err());
+        std::fs::remove_file(path).unwrap();
     }
 }
