@@ -101,11 +101,13 @@ fn choose_separate(
     let geometry = problem.geometry();
     // Accumulators are the registers' limit: a warp holds rows x s of them.
     let item_rows = if rows <= 16 || s > 128 { 16 } else { 32 };
-    if geometry.group() > 32 || s > 256 {
+    if geometry.group() > 32 || widths.n > 256 || s > 256 {
         return None;
     }
     let most = if geometry.heads() == 1 { 1 } else { 4 };
-    let divides = |heads: &usize| geometry.heads().is_multiple_of(*heads);
+    // Three warpgroups leave a thread fewer registers than two.
+    let divides =
+        |heads: &usize| geometry.heads().is_multiple_of(*heads) && (*heads < 8 || s <= 128);
     let (heads, tokens) = [8, 4, 2]
         .into_iter()
         .filter(divides)
@@ -237,6 +239,8 @@ mod tests {
         assert!(chosen(unequal, 17, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=32 GA_TOKENS=16"));
         let wide = Geometry::gqa(32, 8, 256).unwrap();
         assert!(chosen(wide, 8, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=16 GA_TOKENS=16"));
+        let wide_value = Geometry::separate(32, 8, 128, 256).unwrap();
+        assert!(chosen(wide_value, 1, 64).unwrap().contains("GA_HEADS=4 GA_ROWS=16 GA_TOKENS=32"));
     }
 
     /// What tensor parallelism leaves of eight heads, and numbers of heads that nothing divides.
@@ -257,6 +261,7 @@ mod tests {
         assert_eq!(chosen(Geometry::mha(8, 96).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::mha(8, 512).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::mqa(64, 128).unwrap(), 1, 64), None);
+        assert_eq!(chosen(Geometry::separate(8, 8, 576, 128).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::gla(8, 2, 192, 64).unwrap(), 1, 64), None);
         assert_eq!(chosen(Geometry::gla(8, 2, 256, 32).unwrap(), 1, 64), None);
     }
