@@ -5,7 +5,7 @@
 //! every lse, and the norm of every row's error. Nothing is averaged over rows: a zeroed row among
 //! thousands disappears in a whole tensor's norm.
 
-use crate::tolerance::{RowTolerance, Tolerance, saw_finite};
+use crate::tolerance::{Element, RowTolerance, Tolerance, saw_finite};
 use grouped_attention::{Attended, Step};
 use std::fmt;
 
@@ -87,6 +87,9 @@ pub struct Comparison {
     pub violations: usize,
     /// The worst element, lse and residual, each by its ratio, where one was compared.
     pub worst: [Option<Compared>; 3],
+    /// The largest ratio of an element in a row whose weight is shared, C at most 1/2: where one
+    /// position has the weight there is little to err in, and bounds are easily near.
+    pub shared_weight: f64,
 }
 
 impl Comparison {
@@ -111,6 +114,7 @@ impl Comparison {
         self.rows_without_numbers += other.rows_without_numbers;
         self.numbers += other.numbers;
         self.violations += other.violations;
+        self.shared_weight = self.shared_weight.max(other.shared_weight);
         for compared in other.worst.iter().flatten() {
             self.keep(*compared);
         }
@@ -229,13 +233,16 @@ impl Row<'_> {
         comparison: &mut Comparison,
     ) {
         let attended = self.expected.attended;
-        let [expected, envelope, spread] =
-            [&attended.o, &attended.envelope, &attended.spread].map(|all| self.column(all));
+        let expected = self.column(&attended.o);
+        let first = self.index * self.expected.width_v;
+        let elements: Vec<Element> =
+            (first..first + o.len()).map(|index| Element::of(attended, index)).collect();
+        let shares_weight = attended.rows[self.index].concentration <= 0.5;
         let mut squares = 0.0;
         let mut in_range = true;
         for (column, &got) in o.iter().enumerate() {
             let exact = expected[column];
-            let bound = bounds.element(envelope[column], spread[column], exact);
+            let bound = bounds.element(&elements[column]);
             // [S-7.3]: past the largest number of the format there is nothing to compare.
             if exact.abs() + bound >= self.largest() {
                 in_range = false;
@@ -244,7 +251,11 @@ impl Row<'_> {
             let error = distance(exact, got);
             squares += error * error;
             let place = self.place(Quantity::Element { column });
-            comparison.push(Compared { place, expected: exact, got, bound, error });
+            let compared = Compared { place, expected: exact, got, bound, error };
+            if shares_weight {
+                comparison.shared_weight = comparison.shared_weight.max(compared.ratio());
+            }
+            comparison.push(compared);
         }
         if in_range {
             let norm = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -252,7 +263,7 @@ impl Row<'_> {
                 place: self.place(Quantity::Residual),
                 expected: norm(expected),
                 got: norm(o),
-                bound: bounds.residual(envelope, spread, expected),
+                bound: bounds.residual(&elements),
                 error: squares.sqrt(),
             });
         }

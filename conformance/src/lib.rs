@@ -53,4 +53,4 @@ pub use registry::{Registered, engine};
 pub use run::main;
 pub use scenario::Scenario;
 pub use script::{Answer, Arrangement, Inputs, Op, Question, Script};
-pub use tolerance::{MergeTolerance, RowTolerance, Tolerance};
+pub use tolerance::{Element, MergeTolerance, RowTolerance, Tolerance};

@@ -33,6 +33,7 @@ struct Kind {
 struct Closest {
     cases: usize,
     ratios: [f64; 3],
+    shared_weight: f64,
     lines: [String; 3],
 }
 
@@ -74,6 +75,7 @@ impl Tally {
             counts.rows_without_numbers += comparison.rows_without_numbers;
             let closest = counts.closest.entry(kind).or_default();
             closest.cases += 1;
+            closest.shared_weight = closest.shared_weight.max(comparison.shared_weight);
             for (index, ratio) in comparison.ratios().into_iter().enumerate() {
                 if ratio > closest.ratios[index] {
                     closest.ratios[index] = ratio;
@@ -112,18 +114,18 @@ impl Tally {
     pub fn tightness(&self) -> String {
         let engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut table = String::from(
-            "| engine | dtype | output | bound | cases | element | lse | row residual |\n\
-             |---|---|---|---|---|---|---|---|\n",
+            "| engine | dtype | output | bound | cases | element | of shared weight | lse | \
+             row residual |\n|---|---|---|---|---|---|---|---|---|\n",
         );
         let mut lines = String::new();
         for (engine, counts) in engines.iter() {
             for (Kind { dtype, output, bound }, closest) in &counts.closest {
                 let [element, lse, residual] = closest.ratios;
-                let cases = closest.cases;
+                let Closest { cases, shared_weight, .. } = closest;
                 let _ = writeln!(
                     table,
                     "| {engine} | {dtype} | {output} | {bound} | {cases} | {element:.3} | \
-                     {lse:.3} | {residual:.3} |"
+                     {shared_weight:.3} | {lse:.3} | {residual:.3} |"
                 );
                 for (quantity, line) in ["element", "lse", "residual"].iter().zip(&closest.lines) {
                     if !line.is_empty() {

@@ -4,29 +4,32 @@
 //! no constant that is not there. Nothing here knows an engine.
 //!
 //! A bound is computed in three layers: [`Tolerance`] knows the arithmetic and the widths,
-//! [`RowTolerance`] what all elements of a row share, and [`RowTolerance::element`] the envelope A
-//! and spread D of one element.
+//! [`RowTolerance`] what all elements of a row share, and [`Element`] what is known of one element:
+//! its envelope A, spread D and deviation M.
 //!
 //! ```text
-//! Delta = (e^(n_w u_acc + u_x + 8 u_v) - 1) S + phi                                 [S-7.8]
-//! alpha = exp(Delta + (1 + T) e_exp + u_P + u_x + n_o u_a + mu) - 1                 [S-7.12]
-//! beta  = exp(Delta + (1 + T) e_exp + n_l u_v + mu) - 1
-//! E     = (alpha A + beta |o|) / (1 - beta)                  plain, by the quotient lemma [S-7.11]
+//! Delta = (e^(n_w u_acc + u_x + (6 + 2 [T > 1]) u_v) - 1) S + phi                   [S-7.8]
+//! gamma = exp(Delta + T e_exp) - 1                                                  [S-7.12]
+//! alpha = exp(u_P + u_x + n_o u_a + mu) - 1
+//! beta  = exp(n_l u_v + mu) - 1
+//! E     = (gamma M + (1 + gamma) (alpha A + beta |o|)) / ((1 - gamma) (1 - beta))
+//!                                                            plain, by the quotient lemma [S-7.11]
 //!
-//! kappa = 3 u_v R + phi + mu + [truncate] n_w u_acc R                               [S-7.8]
-//! delta = R sqrt([nearest] n_w u_acc^2 + u_x^2 + 9 u_v^2)
-//! V     = D^2 (delta^2 + (1 + T') e_exp^2) + (D + |o|)^2 (u_P^2 + u_x^2)             [S-7.13]
-//!         + [nearest] n_o u_a^2 (D + sqrt2 |o|)^2 + n_l u_v^2 o^2
-//! E     = kappa (A + |o|) + [truncate] n_o u_acc (D + sqrt2 |o|) + lambda sqrt V     sharp
+//! kappa = 3 u_v R + phi + [truncate] n_w u_acc R                                    [S-7.8]
+//! delta = R sqrt([nearest] n_w u_acc^2 + u_x^2 + 5 u_v^2)
+//! tau   = sqrt([T > 1] 4 u_v^2 R^2 + (T' - 1) e_exp^2)
+//! Q     = (D + |o| sqrt C)^2                                                        [S-7.13]
+//! V     = D^2 (delta^2 + e_exp^2 + tau^2) + Q (u_P^2 + u_x^2)
+//!         + [nearest] n_o u_a^2 (o^2 / 3 + Q) + n_l u_v^2 (1/3 + C) o^2
+//! E     = kappa M + mu (A + |o|) + [truncate] n_o u_acc sqrt(o^2 + Q) + lambda sqrt V     sharp
 //!
-//! F(E)  = E + (u_out + 4 u_v) (|o| + E) + eta                                       [S-7.12]
+//! F(E)  = E + (e^(u_out + 3 u_v) - 1) (|o| + E) + eta                               [S-7.12]
 //! ```
 //!
 //! The reference has an error of its own, bounded by the same formulas with every unit roundoff
 //! 2^-53, and a comparison allows the sum of both `[S-7.1]`.
 
 use grouped_attention::{Arithmetic, Attended, Dtype, RowStats};
-use std::f64::consts::SQRT_2;
 
 /// Standard deviations, in effect, that the sharp bound allows one element `[S-7.7]`.
 const LAMBDA: f64 = 3.0;
@@ -62,27 +65,72 @@ pub struct Tolerance {
     pub general_position: bool,
 }
 
+/// What the oracle knows of one element of `o`, or, as norms, of a row of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Element {
+    /// |o|.
+    pub o: f64,
+    /// The envelope A.
+    pub envelope: f64,
+    /// The spread D.
+    pub spread: f64,
+    /// The deviation M.
+    pub deviation: f64,
+}
+
+impl Element {
+    /// Element `index` of all that the oracle attended.
+    pub fn of(attended: &Attended, index: usize) -> Element {
+        Element {
+            o: attended.o[index].abs(),
+            envelope: attended.envelope[index],
+            spread: attended.spread[index],
+            deviation: attended.deviation[index],
+        }
+    }
+
+    /// The 2-norms of a row's columns.
+    fn norms(row: &[Element]) -> Element {
+        let of = |part: fn(&Element) -> f64| norm(row.iter().map(part));
+        Element {
+            o: of(|element| element.o),
+            envelope: of(|element| element.envelope),
+            spread: of(|element| element.spread),
+            deviation: of(|element| element.deviation),
+        }
+    }
+}
+
 /// Largest error of the exponent, in the two senses of `[S-7.8]`.
 #[derive(Clone, Copy, Debug)]
 struct Score {
     /// Delta: plain.
     plain: f64,
-    /// kappa: common to the row.
+    /// kappa: of one sign, or common to the row.
     common: f64,
     /// delta: independent between positions.
     independent: f64,
+    /// The part of tau that scores have: common to the positions of a tile.
+    tile: f64,
 }
 
 /// Bounds of one engine's rounding in one row.
 #[derive(Clone, Copy, Debug)]
 struct RowError {
     score: Score,
+    gamma: f64,
     alpha: f64,
     beta: f64,
+    /// mu.
+    splitting: f64,
     n_o: f64,
     n_l: f64,
-    /// (1 + T') e_exp^2.
-    exp_variance: f64,
+    /// delta^2 + e_exp^2.
+    own_variance: f64,
+    /// tau^2.
+    tile_variance: f64,
+    /// C.
+    concentration: f64,
     arithmetic: Arithmetic,
     sharp: bool,
 }
@@ -120,9 +168,9 @@ impl Tolerance {
             reference,
             eta: self.underflow(stats),
             eta_out: self.output_underflow(),
-            u_out: self.output_roundoff(),
+            u_out: self.rounding_of_results(),
             lse,
-            applies: self.in_domain(stats) && engine.beta < 1.0,
+            applies: self.in_domain(stats) && engine.in_domain(),
         }
     }
 
@@ -138,44 +186,49 @@ impl Tolerance {
         let blocks = steps(stats.visible, arithmetic.step);
         let updates = steps(stats.visible, arithmetic.tile);
         let merging = 5.0 * (arithmetic.parts as f64 - 1.0);
-        let n_o = blocks + updates + 1.0 + merging;
-        let n_l = visible + updates + merging;
+        let n_o = blocks + updates + merging;
+        let n_l = (visible + updates + merging - 2.0).max(0.0);
         let splitting = splitting(arithmetic, stats);
-        let score = self.score(arithmetic, stats, splitting, score_slack);
-        let both = score.plain + (1.0 + updates) * exp + splitting;
+        let score = self.score(arithmetic, stats, updates, score_slack);
+        let factors = (updates.min(MAXIMUM_CHANGES) - 1.0).max(0.0);
         let u_a = accumulation.max(vector);
         RowError {
             score,
-            alpha: (both + probability + product + n_o * u_a).exp_m1(),
-            beta: (both + n_l * vector).exp_m1(),
+            gamma: (score.plain + updates * exp).exp_m1(),
+            alpha: (probability + product + n_o * u_a + splitting).exp_m1(),
+            beta: (n_l * vector + splitting).exp_m1(),
+            splitting,
             n_o,
             n_l,
-            exp_variance: (1.0 + updates.min(MAXIMUM_CHANGES)) * exp * exp,
+            own_variance: score.independent.powi(2) + exp * exp,
+            tile_variance: score.tile.powi(2) + factors * exp * exp,
+            concentration: stats.concentration,
             arithmetic: *arithmetic,
             sharp: self.general_position
-                && score.common + LAMBDA * score.independent <= FIRST_ORDER,
+                && score.common + splitting + LAMBDA * score.independent.hypot(score.tile)
+                    <= FIRST_ORDER,
         }
     }
 
     /// `[S-7.8]`. The slack is an error of one sign and one size at worst, so it joins the parts
     /// that do not average out.
-    fn score(&self, a: &Arithmetic, stats: &RowStats, splitting: f64, slack: f64) -> Score {
+    fn score(&self, a: &Arithmetic, stats: &RowStats, updates: f64, slack: f64) -> Score {
         let n_w = steps(self.width_k, a.step);
         let (u_acc, u_v) = (a.accumulation, a.vector);
         let (nearest, truncates) = if a.truncates { (0.0, 1.0) } else { (1.0, 0.0) };
+        // Differences of successive maxima, where there is more than one.
+        let maxima = if updates > 1.0 { 2.0 * u_v } else { 0.0 };
         let (magnitude, norm) = (stats.score_magnitude, stats.score_norm);
         // [S-7.17]: phi.
         let underflow =
             self.scale * self.width_k as f64 * self.smallest(a) * (2.0 + self.q_max + self.k_max);
-        let independent = nearest * n_w * u_acc * u_acc + a.product.powi(2) + 9.0 * u_v * u_v;
+        let independent = nearest * n_w * u_acc * u_acc + a.product.powi(2) + 5.0 * u_v * u_v;
+        let relative = (n_w * u_acc + a.product + 6.0 * u_v + maxima).exp_m1();
         Score {
-            plain: (n_w * u_acc + a.product + 8.0 * u_v).exp_m1() * magnitude + underflow + slack,
-            common: 3.0 * u_v * norm
-                + underflow
-                + splitting
-                + truncates * n_w * u_acc * norm
-                + slack,
+            plain: relative * magnitude + underflow + slack,
+            common: 3.0 * u_v * norm + underflow + truncates * n_w * u_acc * norm + slack,
             independent: norm * independent.sqrt(),
+            tile: norm * maxima,
         }
     }
 
@@ -201,6 +254,12 @@ impl Tolerance {
     /// u_out of `[S-7.2]`.
     fn output_roundoff(&self) -> f64 {
         if self.f64_results { f64::EPSILON / 2.0 } else { self.output.unit_roundoff() }
+    }
+
+    /// u_out as `[S-7.12]` has it: a result in a format that holds it is stored as it is.
+    fn rounding_of_results(&self) -> f64 {
+        let u_out = self.output_roundoff();
+        if u_out > self.arithmetic.vector { u_out } else { 0.0 }
     }
 
     /// `[S-7.14]`: storing lse in f32 is part of the contract.
@@ -237,52 +296,61 @@ fn steps(terms: usize, step: usize) -> f64 {
 }
 
 impl RowError {
+    /// `[S-7.3]`: gamma and beta are below 1.
+    fn in_domain(&self) -> bool {
+        self.gamma < 1.0 && self.beta < 1.0
+    }
+
     /// `[S-7.12]`, before the output is formed.
-    fn plain(&self, envelope: f64, o: f64) -> f64 {
-        if self.beta >= 1.0 {
+    fn plain(&self, element: &Element) -> f64 {
+        if !self.in_domain() {
             return f64::INFINITY;
         }
-        (self.alpha * envelope + self.beta * o) / (1.0 - self.beta)
+        let Element { o, envelope, deviation, .. } = *element;
+        let apart = self.alpha * envelope + self.beta * o;
+        let moved = self.gamma * deviation + (1.0 + self.gamma) * apart;
+        moved / ((1.0 - self.gamma) * (1.0 - self.beta))
     }
 
-    /// `[S-7.13]`, before the output is formed. Arguments are magnitudes, or norms of a row.
-    fn sharp(&self, lambda: f64, envelope: f64, spread: f64, o: f64) -> f64 {
+    /// `[S-7.13]`, before the output is formed.
+    fn sharp(&self, lambda: f64, element: &Element) -> f64 {
         let Arithmetic { product, accumulation, vector, probability, truncates, .. } =
             self.arithmetic;
+        let Element { o, envelope, spread, deviation } = *element;
         let u_a = accumulation.max(vector);
-        let reach = spread + SQRT_2 * o;
-        let Score { common, independent, .. } = self.score;
-        let scores = spread.powi(2) * (independent.powi(2) + self.exp_variance);
-        let products = (spread + o).powi(2) * (probability.powi(2) + product.powi(2));
-        let normaliser = self.n_l * (vector * o).powi(2);
+        let terms = (spread + o * self.concentration.sqrt()).powi(2);
+        let weights = spread.powi(2) * (self.own_variance + self.tile_variance);
+        let products = terms * (probability.powi(2) + product.powi(2));
+        let normaliser = self.n_l * (vector * o).powi(2) * (1.0 / 3.0 + self.concentration);
         let (sum, drift) = if truncates {
-            (0.0, self.n_o * accumulation * reach)
+            (0.0, self.n_o * accumulation * (o * o + terms).sqrt())
         } else {
-            (self.n_o * (u_a * reach).powi(2), 0.0)
+            (self.n_o * u_a * u_a * (o * o / 3.0 + terms), 0.0)
         };
-        let variance = scores + products + sum + normaliser;
-        common * (envelope + o) + drift + lambda * variance.sqrt()
+        let variance = weights + products + sum + normaliser;
+        let aligned = self.score.common * deviation + self.splitting * (envelope + o) + drift;
+        aligned + lambda * variance.sqrt()
     }
 
-    fn element(&self, envelope: f64, spread: f64, o: f64) -> f64 {
-        let plain = self.plain(envelope, o);
-        if self.sharp { plain.min(self.sharp(LAMBDA, envelope, spread, o)) } else { plain }
+    fn element(&self, element: &Element) -> f64 {
+        let plain = self.plain(element);
+        if self.sharp { plain.min(self.sharp(LAMBDA, element)) } else { plain }
     }
 
     /// `[S-7.14]` without the roundings that follow the normaliser.
     fn lse(&self) -> f64 {
-        if self.beta >= 1.0 {
+        if !self.in_domain() {
             return f64::INFINITY;
         }
-        let plain = -(-self.beta).ln_1p();
+        let plain = -(-self.gamma).ln_1p() - (-self.beta).ln_1p();
         if !self.sharp {
             return plain;
         }
-        let Score { common, independent, .. } = self.score;
-        let variance = independent.powi(2)
-            + self.exp_variance
-            + self.n_l * self.arithmetic.vector * self.arithmetic.vector;
-        plain.min(common + LAMBDA * variance.sqrt())
+        let u_v = self.arithmetic.vector;
+        let variance = self.concentration * self.own_variance
+            + self.tile_variance
+            + self.n_l * u_v * u_v * (1.0 / 3.0 + self.concentration);
+        plain.min(self.score.common + self.splitting + LAMBDA * variance.sqrt())
     }
 }
 
@@ -293,12 +361,11 @@ impl RowTolerance {
         self.applies
     }
 
-    /// Bound of one element with envelope A, spread D and exact output `o` `[S-7.12] [S-7.13]`.
-    pub fn element(&self, envelope: f64, spread: f64, o: f64) -> f64 {
-        let o = o.abs();
-        let error = self.engine.element(envelope, spread, o);
-        let reference = self.reference.element(envelope, spread, o);
-        self.formed(error, o, 1.0) + reference
+    /// Bound of one element `[S-7.12] [S-7.13]`.
+    pub fn element(&self, element: &Element) -> f64 {
+        let error = self.engine.element(element);
+        let reference = self.reference.element(element);
+        self.formed(error, element.o, 1.0) + reference
     }
 
     /// Bound of lse `[S-7.14]`.
@@ -306,25 +373,22 @@ impl RowTolerance {
         self.lse
     }
 
-    /// Bound of the 2-norm of a row's error `[S-7.15]`. The slices are the row's columns.
-    pub fn residual(&self, envelope: &[f64], spread: &[f64], o: &[f64]) -> f64 {
-        let columns = envelope.iter().zip(spread).zip(o);
-        let bounds = columns.map(|((&a, &d), &o)| self.element(a, d, o));
-        let plain = norm(bounds);
-        if !self.engine.sharp || o.len() < CONCENTRATING_WIDTH {
+    /// Bound of the 2-norm of the error of a row with these elements `[S-7.15]`.
+    pub fn residual(&self, row: &[Element]) -> f64 {
+        let plain = norm(row.iter().map(|element| self.element(element)));
+        if !self.engine.sharp || row.len() < CONCENTRATING_WIDTH {
             return plain;
         }
-        let of = |column: &[f64]| norm(column.iter().copied());
-        let (envelope, spread, o_norm) = (of(envelope), of(spread), of(o));
-        let error = self.engine.sharp(LAMBDA_ROW, envelope, spread, o_norm);
-        let reference = self.reference.sharp(LAMBDA_ROW, envelope, spread, o_norm);
-        plain.min(self.formed(error, o_norm, (o.len() as f64).sqrt()) + reference)
+        let norms = Element::norms(row);
+        let error = self.engine.sharp(LAMBDA_ROW, &norms);
+        let reference = self.reference.sharp(LAMBDA_ROW, &norms);
+        plain.min(self.formed(error, norms.o, (row.len() as f64).sqrt()) + reference)
     }
 
     /// F(E): the quotient and the output format.
     fn formed(&self, error: f64, o: f64, columns: f64) -> f64 {
-        let u_v = self.engine.arithmetic.vector;
-        error + (self.u_out + 4.0 * u_v) * (o + error) + columns * (self.eta + self.eta_out)
+        let rounding = (self.u_out + 3.0 * self.engine.arithmetic.vector).exp_m1();
+        error + rounding * (o + error) + columns * (self.eta + self.eta_out)
     }
 }
 

@@ -452,3 +452,6 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod by_hand;

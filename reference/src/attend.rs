@@ -15,6 +15,8 @@ pub struct Attended {
     pub envelope: Vec<f64>,
     /// `[total_q, h_q, d_v]`, the spread D.
     pub spread: Vec<f64>,
+    /// `[total_q, h_q, d_v]`, the deviation M.
+    pub deviation: Vec<f64>,
     /// `[total_q, h_q]`.
     pub rows: Vec<RowStats>,
 }
@@ -30,6 +32,9 @@ pub struct RowStats {
     pub score_magnitude: f64,
     /// Largest Euclidean norm of a score and its products, R.
     pub score_norm: f64,
+    /// Sum of the squared probabilities, C: 1 if one position has all the weight, 1/N if they
+    /// share it.
+    pub concentration: f64,
     /// Largest absolute element of a visible value.
     pub value_max: f64,
 }
@@ -40,6 +45,7 @@ impl RowStats {
         visible: 0,
         score_magnitude: 0.0,
         score_norm: 0.0,
+        concentration: 0.0,
         value_max: 0.0,
     };
 }
@@ -59,12 +65,14 @@ impl RowStats {
 /// ```text
 /// A[t, i]   = sum_j p[j] * |V_g[j]|                         the envelope
 /// D[t, i]   = sqrt(sum_j p[j]^2 * (V_g[j] - o[t, i])^2)     the spread
+/// M[t, i]   = sum_j p[j] * |V_g[j] - o[t, i]|               the deviation
+/// C[t, i]   = sum_j p[j]^2                                  the concentration
 /// S[t, i]   = max_j scale * sum_c |q_c k_jc|
 /// R[t, i]   = max_j sqrt(score[j]^2 + scale^2 * sum_c (q_c k_jc)^2)
 /// ```
 ///
 /// Two passes, f64, no tiling, in the order of the positions. A row that sees no position has
-/// `o = 0`, `lse = -inf` and `A = 0`. Only visible positions are read, so unused cells may hold
+/// `o = 0`, `lse = -inf` and zeros for the rest. Only visible positions are read, so unused cells may hold
 /// anything. A NaN or infinity that a row sees spreads as IEEE arithmetic spreads it, within that
 /// row alone.
 ///
@@ -84,6 +92,7 @@ pub fn attend(problem: &Problem, step: &Step, q: &[f64], cache: &ReferenceCache)
         o: vec![0.0; rows * width_v],
         envelope: vec![0.0; rows * width_v],
         spread: vec![0.0; rows * width_v],
+        deviation: vec![0.0; rows * width_v],
         rows: vec![RowStats::EMPTY; rows],
     };
     for span in step.spans() {
@@ -100,9 +109,12 @@ pub fn attend(problem: &Problem, step: &Step, q: &[f64], cache: &ReferenceCache)
                     problem.scale(),
                     &q[row * width_k..][..width_k],
                     seen,
-                    &mut out.o[elements.clone()],
-                    &mut out.envelope[elements.clone()],
-                    &mut out.spread[elements],
+                    RowOut {
+                        o: &mut out.o[elements.clone()],
+                        envelope: &mut out.envelope[elements.clone()],
+                        spread: &mut out.spread[elements.clone()],
+                        deviation: &mut out.deviation[elements],
+                    },
                 );
             }
         }
@@ -128,15 +140,17 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Adds one row's `o`, `envelope` and `spread` `[d_v]` onto zeros.
-fn attend_row(
-    scale: f64,
-    query: &[f64],
-    seen: Seen<'_>,
-    o: &mut [f64],
-    envelope: &mut [f64],
-    spread: &mut [f64],
-) -> RowStats {
+/// One row's columns of [`Attended`], `[d_v]` each, zeros at first.
+struct RowOut<'a> {
+    o: &'a mut [f64],
+    envelope: &'a mut [f64],
+    spread: &'a mut [f64],
+    deviation: &'a mut [f64],
+}
+
+/// Adds one row onto zeros.
+fn attend_row(scale: f64, query: &[f64], seen: Seen<'_>, out: RowOut<'_>) -> RowStats {
+    let RowOut { o, envelope, spread, deviation } = out;
     let mut stats = RowStats { visible: seen.slots.len(), ..RowStats::EMPTY };
     if stats.visible == 0 {
         return stats;
@@ -161,6 +175,7 @@ fn attend_row(
     stats.lse = max + sum.ln();
     for (weight, value) in weights.iter().zip(seen.values()) {
         let p = weight / sum;
+        stats.concentration += p * p;
         for ((o, a), v) in o.iter_mut().zip(envelope.iter_mut()).zip(value) {
             *o += p * v;
             *a += p * v.abs();
@@ -169,8 +184,9 @@ fn attend_row(
     }
     for (weight, value) in weights.iter().zip(seen.values()) {
         let p = weight / sum;
-        for ((d, o), v) in spread.iter_mut().zip(&*o).zip(value) {
+        for (((d, m), o), v) in spread.iter_mut().zip(&mut *deviation).zip(&*o).zip(value) {
             *d += (p * (v - o)) * (p * (v - o));
+            *m += p * (v - o).abs();
         }
     }
     for d in spread {

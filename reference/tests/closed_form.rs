@@ -119,10 +119,11 @@ fn rows_that_see_nothing_are_zero_and_minus_infinity() {
         assert_eq!(bits(&out.o[row * 2..][..2]), bits(&[0.0, 0.0]), "row {row}");
         assert_eq!(out.envelope[row * 2..][..2], [0.0, 0.0]);
         assert_eq!(out.spread[row * 2..][..2], [0.0, 0.0]);
+        assert_eq!(out.deviation[row * 2..][..2], [0.0, 0.0]);
         let stats = out.rows[row];
         assert_eq!((stats.lse, stats.visible), (f64::NEG_INFINITY, 0));
         let scores = (stats.score_magnitude, stats.score_norm, stats.value_max);
-        assert_eq!(scores, (0.0, 0.0, 0.0));
+        assert_eq!((scores, stats.concentration), ((0.0, 0.0, 0.0), 0.0));
         assert_eq!(bits(&o[row * 2..][..2]), bits(&[0.0, 0.0]));
         assert_eq!(lse[row], f64::NEG_INFINITY);
     }
@@ -250,7 +251,8 @@ fn assert_only_rows_differ(
             assert_eq!(out.rows[row], base.rows[row]);
             let part = row * 2..row * 2 + 2;
             assert_eq!(out.envelope[part.clone()], base.envelope[part.clone()]);
-            assert_eq!(out.spread[part.clone()], base.spread[part]);
+            assert_eq!(out.spread[part.clone()], base.spread[part.clone()]);
+            assert_eq!(out.deviation[part.clone()], base.deviation[part]);
         }
     }
     out
@@ -318,6 +320,9 @@ fn envelope_and_diagnostics_by_hand() {
     assert_eq!(out.envelope, [4.0, 1.0]);
     // D^2 = (1/4) (3 + 1)^2 + (1/4) (-5 + 1)^2 = 8, and 0.
     assert_eq!(out.spread, [8f64.sqrt(), 0.0]);
+    // M = (|3 + 1| + |-5 + 1|) / 2, and 0; C = 1/4 + 1/4.
+    assert_eq!(out.deviation, [4.0, 0.0]);
+    assert_eq!(out.rows[0].concentration, 0.5);
     let row = out.rows[0];
     assert_eq!(row.lse, 2f64.ln());
     assert_eq!(row.visible, 2);

@@ -381,8 +381,8 @@ fn same_pages(
 fn check_budget(file: &TensorFile<'_>, geometry: &Geometry, step: &Step) -> Result<(), FileError> {
     let rows = [step.total_q(), geometry.h_q()];
     let budget = file.budget();
-    // o, envelope and spread.
-    let outputs = 3 * size_of::<f64>();
+    // o, envelope, spread and deviation.
+    let outputs = 4 * size_of::<f64>();
     budget.allow("the output", &[rows[0], rows[1], geometry.width_v(), outputs])?;
     budget.allow("lse", &[rows[0], rows[1], size_of::<RowStats>()])?;
     // The definition lists the visible cells of a query, their scores and their weights. Pages may

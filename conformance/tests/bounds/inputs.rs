@@ -49,6 +49,26 @@ impl Inputs {
         self
     }
 
+    /// The last key answers the first query with a score that outweighs all others together.
+    pub(crate) fn with_needle(mut self) -> Inputs {
+        let query = &self.q[..self.d_k];
+        let norm: f64 = query.iter().map(|q| q * q).sum();
+        let along = (4.0 + (self.n as f64).ln()) / (self.scale * norm);
+        let key: Vec<f64> = query.iter().map(|q| self.dtype.round(along * q)).collect();
+        let last = self.k.len() - self.d_k;
+        self.k[last..].copy_from_slice(&key);
+        self
+    }
+
+    /// The same, but for the last position.
+    pub(crate) fn without_last(&self) -> Inputs {
+        let mut short = self.clone();
+        short.n -= 1;
+        short.k.truncate(short.n * short.d_k);
+        short.v.truncate(short.n * short.d_v);
+        short
+    }
+
     fn step(&self) -> Step {
         let pages = [PageId(0)];
         let sequence = Sequence { q_len: 1, kv_len: self.n, pages: &pages };
@@ -85,9 +105,19 @@ impl Inputs {
 
     /// Judges `o` `[rows, d_v]` and `lse` `[rows]`.
     pub(crate) fn judge(&self, o: &[f64], lse: &[f64], tolerance: &Tolerance) -> Comparison {
-        let attended = self.exact();
+        self.judge_by(&self.exact(), o, lse, tolerance)
+    }
+
+    /// As [`judge`](Self::judge), by what the oracle has said.
+    pub(crate) fn judge_by(
+        &self,
+        attended: &Attended,
+        o: &[f64],
+        lse: &[f64],
+        tolerance: &Tolerance,
+    ) -> Comparison {
         let expected = Expected {
-            attended: &attended,
+            attended,
             step: &self.step(),
             h_q: self.rows,
             width_v: self.d_v,

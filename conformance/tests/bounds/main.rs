@@ -9,4 +9,5 @@ mod model;
 mod rotation;
 mod rows;
 mod sums;
+mod tight;
 mod verdict;

@@ -3,7 +3,7 @@
 use crate::inputs::Inputs;
 use crate::model::Model;
 use grouped_attention::{Arithmetic, Dtype};
-use grouped_attention_conformance::{Comparison, Tolerance};
+use grouped_attention_conformance::{Comparison, Element, Tolerance};
 
 const SHAPES: [[usize; 4]; 5] =
     [[8, 2, 4, 3], [8, 33, 16, 8], [4, 300, 64, 16], [2, 2048, 128, 16], [4, 129, 576, 32]];
@@ -41,7 +41,7 @@ fn models_are_in_bound_by_what_they_declare() {
         }
         // Within ten times of what an engine needs, or the bound is one to sharpen.
         let [element, lse, residual] = largest;
-        assert!(element > 0.1 && residual > 0.05 && lse > 0.01, "{name}: {largest:?}");
+        assert!(element > 0.2 && residual > 0.1 && lse > 0.01, "{name}: {largest:?}");
     }
 }
 
@@ -124,7 +124,7 @@ fn a_row_of_large_errors_is_out_of_bound_though_no_element_is() {
         let bounds = tolerance.row(&exact.rows[row], 0.0);
         for (column, o) in columns.iter_mut().enumerate() {
             let at = row * 64 + column;
-            let bound = bounds.element(exact.envelope[at], exact.spread[at], exact.o[at]);
+            let bound = bounds.element(&Element::of(&exact, at));
             *o += 0.95 * bound;
         }
     }

@@ -4,7 +4,8 @@
 
 use grouped_attention::{
     Append, Attend, Attended, Backend, CacheLayout, Dtype, Geometry, HostTensor, Mask, MaskKind,
-    PageId, Planning, Problem, ReferenceCache, Row, Sequence, Slot, Step, Upload, Values, attend,
+    PageId, Planning, Problem, ReferenceCache, Row, RowStats, Sequence, Slot, Step, Upload, Values,
+    attend,
 };
 use proptest::test_runner::{Config, RngSeed};
 
@@ -255,8 +256,10 @@ pub(crate) fn host_bits(host: &HostTensor) -> Vec<u32> {
 /// Bits of everything that attention defines, diagnostics included.
 pub(crate) fn attended_bits(attended: &Attended) -> Vec<u64> {
     let stats = attended.rows.iter().flat_map(|row| {
-        [row.lse, row.visible as f64, row.score_magnitude, row.score_norm, row.value_max]
+        let RowStats { lse, score_magnitude, score_norm, concentration, value_max, .. } = *row;
+        [lse, row.visible as f64, score_magnitude, score_norm, concentration, value_max]
     });
-    let elements = [&attended.o, &attended.envelope, &attended.spread].into_iter().flatten();
+    let Attended { o, envelope, spread, deviation, .. } = attended;
+    let elements = [o, envelope, spread, deviation].into_iter().flatten();
     bits(&elements.copied().chain(stats).collect::<Vec<_>>())
 }

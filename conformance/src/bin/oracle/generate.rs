@@ -32,8 +32,11 @@ pub(crate) enum NoCase {
     Corpus(#[from] corpus::InvalidCorpus),
     #[error("{line:?}: {source}")]
     Line { line: String, source: InvalidCase },
-    #[error("the case {line:?} lies past 2^31 elements: no file is made of it")]
-    Far { line: String },
+    #[error(
+        "{line:?}: its cache reaches past 2^31 elements, so a file of it would have {gigabytes} GB: \
+         judge an engine by it in memory, through the suite"
+    )]
+    Far { line: String, gigabytes: usize },
 }
 
 impl Generate {
@@ -47,12 +50,13 @@ impl Generate {
             corpus::find(&text).map_err(NoCase::from)?.case
         };
         let line = case.to_string();
+        let illegal = |source| NoCase::Line { line: line.clone(), source };
+        let script = Script::new(&case).map_err(illegal)?;
         if case.far {
-            return Err(NoCase::Far { line }.into());
+            let gigabytes = script.layout.bytes().div_ceil(1_000_000_000);
+            return Err(NoCase::Far { line, gigabytes }.into());
         }
-        let inputs = Script::new(&case)
-            .and_then(|script| Inputs::new(&script))
-            .map_err(|source| NoCase::Line { line: line.clone(), source })?;
+        let inputs = Inputs::new(&script).map_err(illegal)?;
         let Inputs { problem, cache, step, q } = inputs;
         let file = CaseFile::new(&problem, step, q, &cache).map_err(Failure::run(&self.output))?;
         let mut writer = Writer::new();
