@@ -31,7 +31,6 @@
 #include "tile/number.cuh"
 #include "tile/queries.cuh"
 #include "tile/weight.cuh"
-#include "tile/weightless.cuh"
 
 constexpr i32 MATRIX = 16;
 constexpr i32 VECTOR = 8;   // elements of a 16-byte copy
@@ -264,15 +263,17 @@ struct RowState {
   Visibility view[2];
   float max[2];      // largest unscaled score so far, the same in all threads of the row
   float sum[2];      // this thread's exponentials alone
+  bool seen[2];      // this thread met a visible position
 };
 
-__device__ __forceinline__ void mask_scores_sm80(Scores& s, const RowState& state, const Warp& warp,
+__device__ __forceinline__ void mask_scores_sm80(Scores& s, RowState& state, const Warp& warp,
                                                  i32 kv, i32 kv_len) {
 #pragma unroll
   for (i32 i = 0; i < 8; ++i) {
     const i32 j = kv + warp.across * MATRIX + token_of(i, warp.lane);
     const bool visible = j < kv_len && state.view[i / 2 % 2].sees(j, kv_len);
     if (!visible) s[i] = -infinity();
+    state.seen[i / 2 % 2] |= visible;
   }
 }
 
@@ -363,6 +364,7 @@ __device__ __forceinline__ RowState start_rows(const Attend& a, const Item& item
     state.view[r] = visibility(a.batch, item.piece, packed / a.group);
     state.max[r] = -infinity();
     state.sum[r] = 0.0f;
+    state.seen[r] = false;
   }
   return state;
 }
@@ -396,28 +398,27 @@ __device__ __forceinline__ void store_rows(const Accumulator& o, SharedMemory& s
 #pragma unroll
   for (i32 r = 0; r < 2; ++r) {
     const float sum = quad_sum(state.sum[r]);
-    if (warp.lane % 4 == 0) shared.sum[warp.across][state.row[r]] = sum;
+    const float seen = quad_max(state.seen[r] ? 1.0f : 0.0f);
+    if (warp.lane % 4 == 0) {
+      shared.sum[warp.across][state.row[r]] = sum;
+      shared.max[warp.across][state.row[r]] = seen;
+    }
   }
   __syncthreads();
 #pragma unroll
   for (i32 r = 0; r < 2; ++r) {
     if (item.first_row + state.row[r] >= item.rows) continue;
-    float sum = 0.0f;
+    float sum = 0.0f, seen = 0.0f;
 #pragma unroll
     for (i32 across = 0; across < Traits::WARPS_ACROSS; ++across) {
       sum += shared.sum[across][state.row[r]];
+      seen += shared.max[across][state.row[r]];
     }
-    if (shared.bad_page) sum = not_a_number();
-    float factor = 0.0f, lse = -infinity();
-    if (sum == 0.0f) {
-      resolve_weightless(a, item, item.first_row + state.row[r], factor, lse);
-    } else {
-      factor = 1.0f / sum;
-      lse = item.slot >= 0 ? log2_lse(state.max[r], sum, a.scale_log2)
-                           : natural_lse(state.max[r], sum, a.scale_log2);
-    }
+    // Scores that are all -inf have no maximum to subtract: IEEE gives NaN, not an empty row. Of a
+    // part of a sequence they weigh nothing beside others (tile/weightless.cuh).
+    if (shared.bad_page || (sum == 0.0f && seen > 0.0f && item.slot < 0)) sum = not_a_number();
+    const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
     const Target to = target(a, item, state.row[r]);
-    if (to.lse != nullptr && warp.across == 0 && warp.lane % 4 == 0) *to.lse = lse;
 #pragma unroll
     for (i32 i = 0; i < Traits::WARP_BLOCKS; ++i) {
       const i32 block = warp.across * Traits::WARP_BLOCKS + i;
@@ -434,6 +435,11 @@ __device__ __forceinline__ void store_rows(const Accumulator& o, SharedMemory& s
           *reinterpret_cast<u32*>(to.half + column) = Number::pack(low, high);
         }
       }
+    }
+    if (to.lse != nullptr && warp.across == 0 && warp.lane % 4 == 0) {
+      const float lse = item.slot >= 0 ? log2_lse(state.max[r], sum, a.scale_log2)
+                                       : natural_lse(state.max[r], sum, a.scale_log2);
+      *to.lse = sum != 0.0f ? lse : seen > 0.0f ? NO_MAXIMUM : -infinity();
     }
   }
 }
@@ -466,7 +472,11 @@ __device__ __forceinline__ void attend_item(SharedMemory& shared, const Attend& 
     // S
     Scores s;
     compute_scores(s, shared, warp, stage);
-    if (masked) mask_scores_sm80(s, state, warp, kv, item.piece.kv_len);
+    if (masked) {
+      mask_scores_sm80(s, state, warp, kv, item.piece.kv_len);
+    } else {
+      state.seen[0] = state.seen[1] = true;
+    }
     share_maxima(s, shared, state, warp);
     __syncthreads();
 
