@@ -83,6 +83,8 @@ fn parts_are_long_enough_to_be_worth_joining() {
     // 8 * 128 * 512 * 8 bytes against 1152 + 278528 / 200 a position.
     let fast = Sizes { flops_per_byte: 200, ..MLA };
     assert_eq!(fast.min_part(1, 1), 8 * 524_288 / 2544);
+    // 8 heads of 32 rows: 8 * 262144 bytes against 4096 + 131072 / 400 a position.
+    assert_eq!(Sizes { flops_per_byte: 400, ..GQA }.min_part(8, 8), 8 * 262_144 / 4423);
     // Padded rows are written and read too.
     let padded = Sizes { row_align: 256, ..fast };
     assert_eq!(padded.min_part(1, 1), 8 * 1_048_576 / 2544);
@@ -188,6 +190,9 @@ fn room_is_made_for_what_can_be_needed() {
     // Few queries of many heads: no more rows than the state has.
     let bounds = MHA.bounds(&Extent { max_q_len: 17, ..extent });
     assert_eq!((bounds.queries, bounds.rows), (17, 2048));
+    // One query of a head may be more than the state has.
+    let wide = Sizes { width_v: 2048, ..MLA }.bounds(&extent);
+    assert_eq!((wide.queries, wide.rows), (2, 256));
     // No query at all needs room for none, and a tile is one query at least.
     let none = GQA.bounds(&Extent { total_q: 0, max_q_len: 0, ..extent });
     assert_eq!((none.queries, none.rows), (1, 32));
