@@ -39,9 +39,9 @@ fn models_are_in_bound_by_what_they_declare() {
                 }
             }
         }
-        // Within ten times of what an engine needs, or the bound is one to sharpen.
+        // Within seven times of what an engine needs; at ten a bound is one to sharpen.
         let [element, lse, residual] = largest;
-        assert!(element > 0.2 && residual > 0.1 && lse > 0.01, "{name}: {largest:?}");
+        assert!(element > 0.15 && residual > 0.1 && lse > 0.05, "{name}: {largest:?}");
     }
 }
 
