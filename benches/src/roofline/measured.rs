@@ -150,18 +150,25 @@ impl Measured {
         let to = intensities().fold(ridge, f64::max) * 2.6;
         let axis = Axis { from, to, start: LEFT, end: RIGHT };
         let reached: Vec<f64> = self.rows().map(|(_, row)| row.flops_per_s).collect();
-        let bottom = TOP + ROOF;
+        let top = TOP + ROOF + 14;
+        let bottom = top + LANE * self.lanes.len() as i32;
         canvas::draw(size(bottom), |canvas| {
             self.titles(canvas, "Measured under the roof of the same run")?;
             let ticks = axis.ticks(10.0, &[1.0, 2.0, 5.0]);
-            grid(canvas, &axis, &ticks, (TOP, bottom), "FLOPs per byte of cache read")?;
+            let title = "FLOPs per byte of cache read; the number over a dot is of query tokens";
+            grid(canvas, &axis, &ticks, (TOP, bottom), title)?;
             roof(canvas, &self.device, &axis, bottom, &reached)?;
             let rates = rates(&self.device, &axis, &reached);
-            for (lane, row) in self.rows() {
-                let at = (axis.at(row.intensity), rates.at(row.flops_per_s));
-                canvas.dot(at, 5, ink::of(lane.variant))?;
-                let label = format!("{} q{}", lane.variant.to_string().to_uppercase(), row.q_len);
-                canvas.text(&label, (at.0, at.1 + 7), 11, Side::Below)?;
+            for (index, lane) in self.lanes.iter().enumerate() {
+                let (y, colour) = (top + LANE * index as i32 + LANE / 2, ink::of(lane.variant));
+                canvas.faint_line((axis.start, y), (axis.end, y))?;
+                canvas.text(&lane.name, (axis.start + 6, y - 12), 12, Side::Right)?;
+                for row in &lane.rows {
+                    let x = axis.at(row.intensity);
+                    canvas.dot((x, rates.at(row.flops_per_s)), 5, colour)?;
+                    canvas.dot((x, y), 5, colour)?;
+                    canvas.text(&row.q_len.to_string(), (x, y - 7), 12, Side::Above)?;
+                }
             }
             Ok(())
         })

@@ -82,7 +82,7 @@ impl Rig for Gpu {
             let graph = self.device.record(|| {
                 (0..calls).try_for_each(|call| stage.attend(call)).map_err(Into::into)
             })?;
-            for _ in 0..WARM_UP.div_ceil(calls) {
+            for _ in 0..WARM_UP {
                 graph.launch()?;
             }
             for _ in 0..options.runs.get() {
