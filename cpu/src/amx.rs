@@ -294,12 +294,14 @@ pub(crate) unsafe fn scores_4x1(
 /// apart: `out[row tile]`, the column tiles side by side.
 ///
 /// # Safety
-/// Each of `p` and `v` must point to `depth` tiles; 16 rows of 128 bytes, `stride` apart, must be
-/// readable and writable at each of `out`, apart from each other.
+/// Each of `p` must point to `depth` tiles; so many tiles, `v_stride` bytes from one to the next, must
+/// be readable from each of `v` on; 16 rows of 128 bytes, `stride` apart, must be readable and
+/// writable at each of `out`, apart from each other.
 pub(crate) unsafe fn values_2x2(
     _: &Tiles,
     p: [*const Tile<u32>; 2],
     v: [*const Tile<u32>; 2],
+    v_stride: usize,
     depth: usize,
     out: [*mut f32; 2],
     stride: usize,
@@ -319,7 +321,7 @@ pub(crate) unsafe fn values_2x2(
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm5, [{a1} + {t}*1]",
             "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
+            "add {a0}, 1024", "add {a1}, 1024", "add {b0}, {w}", "add {b1}, {w}",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
             "dec {n}",
@@ -337,6 +339,7 @@ pub(crate) unsafe fn values_2x2(
             n = inout(reg) depth => _,
             s = in(reg) stride,
             t = in(reg) TILE_STRIDE,
+            w = in(reg) v_stride,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -347,17 +350,18 @@ pub(crate) unsafe fn values_2x2(
 /// Adds `P V` of one tile of rows and four tiles of columns side by side.
 ///
 /// # Safety
-/// `p` must point to `depth` tiles and `v` to four times as many, those of one column tile
-/// together; 16 rows of 256 bytes, `stride` apart, must be readable and writable at `out`.
+/// `p` must point to `depth` tiles, and `depth` times four tiles that follow each other, `v_stride`
+/// bytes from one four to the next, must be readable from `v` on; 16 rows of 256 bytes, `stride`
+/// apart, must be readable and writable at `out`.
 pub(crate) unsafe fn values_1x4(
     _: &Tiles,
     p: *const Tile<u32>,
     v: *const Tile<u32>,
+    v_stride: usize,
     depth: usize,
     out: *mut f32,
     stride: usize,
 ) {
-    let (one, three) = (depth * size_of::<Tile<u32>>(), 3 * depth * size_of::<Tile<u32>>());
     // SAFETY: as in `values_2x2`.
     unsafe {
         asm!(
@@ -367,18 +371,15 @@ pub(crate) unsafe fn values_1x4(
             "tileloadd tmm3, [{c} + {s}*1 + 192]",
             "2:",
             "tileloadd tmm4, [{a} + {t}*1]",
-            "lea {x}, [{b} + {one}]",
             "tileloadd tmm5, [{b} + {t}*1]",
             "tdpbf16ps tmm0, tmm4, tmm5",
-            "tileloadd tmm6, [{x} + {t}*1]",
-            "lea {x}, [{b} + {one}*2]",
+            "tileloadd tmm6, [{b} + {t}*1 + 1024]",
             "tdpbf16ps tmm1, tmm4, tmm6",
-            "tileloadd tmm7, [{x} + {t}*1]",
-            "lea {x}, [{b} + {three}]",
+            "tileloadd tmm7, [{b} + {t}*1 + 2048]",
             "tdpbf16ps tmm2, tmm4, tmm7",
-            "tileloadd tmm5, [{x} + {t}*1]",
+            "tileloadd tmm5, [{b} + {t}*1 + 3072]",
             "tdpbf16ps tmm3, tmm4, tmm5",
-            "add {a}, 1024", "add {b}, 1024",
+            "add {a}, 1024", "add {b}, {w}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{c} + {s}*1], tmm0",
@@ -389,9 +390,7 @@ pub(crate) unsafe fn values_1x4(
             b = inout(reg) v => _,
             c = in(reg) out,
             n = inout(reg) depth => _,
-            x = out(reg) _,
-            one = in(reg) one,
-            three = in(reg) three,
+            w = in(reg) v_stride,
             s = in(reg) stride,
             t = in(reg) TILE_STRIDE,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

@@ -1,8 +1,9 @@
 //! Online softmax of sixteen rows at once, a row to a lane: [`crate::softmax`] turned by 90
 //! degrees, for scores that come as `[position, row]`.
 
+use crate::ahead::Ahead;
 use crate::amx::{DEPTH, ROWS, Tile};
-use crate::lanes::{EXP2, EXP2_MIN};
+use crate::lanes::{Avx512, EXP2, EXP2_MIN};
 use crate::pack::{store, transpose};
 use std::arch::x86_64::*;
 
@@ -35,7 +36,7 @@ impl Columns {
     /// Turns scores into probabilities in bf16, tiles of `[row, position]`, adds them to `l`
     /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be.
     ///
-    /// The probabilities replace `scores` if `keep`.
+    /// The probabilities replace `scores` if `keep`. Meanwhile `ahead` is asked for.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) fn push(
         &mut self,
@@ -45,6 +46,7 @@ impl Columns {
         keep: bool,
         out: &mut [Tile<u32>],
         sums: &mut [f32],
+        (lanes, ahead): (Avx512, &mut Ahead<'_>),
     ) {
         let scale = _mm512_set1_ps(scale);
         let largest = _mm512_mul_ps(largest(scores, seen), scale);
@@ -53,6 +55,7 @@ impl Columns {
         let mut sum = _mm512_setzero_ps();
         for (step, out) in out.iter_mut().enumerate() {
             let first = step * DEPTH;
+            ahead.while_weighing(lanes);
             let tiles = &mut scores[2 * step..][..2];
             let exponents = Exponents { scale, shift };
             let (words, added) = if first + DEPTH <= seen.clear && !keep {

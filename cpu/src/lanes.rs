@@ -25,6 +25,11 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Elements of a *unit*: the two vectors that are loaded together.
     const UNIT: usize = 2 * Self::LANES;
+    /// Vectors that registers hold: what a tile of sums may take.
+    const REGISTERS: usize;
+    /// True if faer multiplies matrices with these instructions or better ones.
+    #[cfg(feature = "faer")]
+    const DENSE: bool;
     /// True if [`fma`](Self::fma) rounds once.
     const FUSED: bool;
 
@@ -44,6 +49,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// Sum over the lanes, in an order of its own that is always the same.
     fn sum(self, v: Self::F) -> f32;
+    /// The largest of the lanes, none of which is NaN.
+    fn largest(self, v: Self::F) -> f32;
     /// Four [`sum`](Self::sum)s at once, possibly in another order.
     #[inline(always)]
     fn sum4(self, v: [Self::F; 4]) -> [f32; 4] {
@@ -64,6 +71,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line of `x[at]`, which may lie past the end.
     fn prefetch<T>(self, x: &[T], at: usize);
+    /// As [`prefetch`](Self::prefetch), but no nearer than the second-level cache.
+    fn prefetch_far<T>(self, x: &[T], at: usize);
 }
 
 /// Something to run compiled for an instruction set.

@@ -7,6 +7,8 @@
 //! (`attend`). The arithmetic of a block is written once over vectors (`lanes`, `rows`).
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
+mod ahead;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod amx;
 mod append;
 mod attend;
@@ -16,6 +18,8 @@ mod cache;
 pub mod ceiling;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod columns;
+#[cfg(feature = "faer")]
+mod dense;
 mod disjoint;
 mod kernel;
 mod lanes;
@@ -30,6 +34,7 @@ mod plan;
 mod rows;
 mod schedule;
 mod softmax;
+mod strip;
 mod task;
 mod tensor;
 mod threads;

@@ -11,6 +11,7 @@
 //! its maximum and sum take no step across lanes. What it costs is a transposition of P on the way
 //! to bf16, 16 by 16 words at a time.
 
+use crate::ahead::Ahead;
 use crate::amx::{Amx, DEPTH, Piece, ROWS, Tile, Tiles};
 use crate::amx::{scores_2x2, scores_4x1, values_1x4, values_2x2};
 use crate::attend::{Shared, online};
@@ -19,11 +20,11 @@ use crate::columns::{Columns, Seen};
 use crate::lanes::{Avx512, Job, Lanes};
 use crate::pack::{load, pack_values, store, transpose};
 use crate::plan::{Padded, Scratch, with_capacity};
-use crate::rows::{Strip, finite};
+use crate::rows::finite;
 use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Task};
-
+use crate::strip::{Located, Strip};
 use crate::task::{clear, key_widths, locate, see, strips};
-use grouped_attention::EngineError;
+use grouped_attention::{EngineError, Row};
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -43,7 +44,7 @@ pub(crate) struct MatrixScratch {
     scores: Vec<Tile<f32>>,
     /// Probabilities of one head, `[row tiles, STEPS]` tiles of `[row, position]`.
     probabilities: Vec<Tile<u32>>,
-    /// Values of one head in pairs of positions, `[column tiles, steps]`.
+    /// Values of one head in pairs of positions, `[steps, column tiles]`.
     values: Vec<Tile<u32>>,
     /// Keys of one head where they do not lie as tiles need them, `[MATRIX_BLOCK, q_stride]`.
     keys: Buffer,
@@ -148,11 +149,16 @@ impl MatrixRun<'_> {
                     see(shared, task, first + start, (count - start).min(BLOCK), sees);
                 }
             }
+            // The next block too, to ask for its rows in time.
+            let both = (task.positions.end - first).min(2 * MATRIX_BLOCK);
+            let located = locate(shared, task.sequence, first, both, offsets);
+            let [(a, next_a), (b, next_b)] = located.map(|part| part.split_at(count));
             let block = Block {
                 run: self,
                 lanes,
                 tiles,
-                offsets: locate(shared, task.sequence, first, count, offsets),
+                positions: [a, b],
+                next: [next_a, next_b],
                 sees,
                 clear,
                 count,
@@ -206,7 +212,9 @@ struct Block<'a> {
     run: MatrixRun<'a>,
     lanes: Avx512,
     tiles: &'a Tiles,
-    offsets: [&'a [usize]; 2],
+    positions: [Located<'a, bf16>; 2],
+    /// The positions after these, as far as they are known.
+    next: [Located<'a, bf16>; 2],
     /// What queries see, `[words, queries]`, if not all see all of it.
     sees: &'a [u64],
     /// Leading positions that all queries see.
@@ -221,7 +229,8 @@ impl Block<'_> {
         let MatrixRun { shared, task, .. } = self.run;
         let MatrixScratch { queries, scores, probabilities, values, keys, columns, unwanted } =
             scratch;
-        let (strips, value_strip) = strips(shared, self.offsets, task.heads.start + head);
+        let head_strips = strips(shared.geometry.row(), self.positions, task.heads.start + head);
+        let (strips, value_strip) = head_strips;
         let row_tiles = shared.head_rows(task.queries.len()) / ROWS;
         let depth = shared.padded.q_stride() / DEPTH;
         let stride = shared.padded.sums_stride();
@@ -231,7 +240,8 @@ impl Block<'_> {
         let sums = &mut sums[head * row_tiles * ROWS * stride..][..row_tiles * ROWS * stride];
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
         let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
-        pack_values(self.lanes, value_strip, steps, values);
+        let mut ahead = Ahead::new(self.ahead(head), steps, row_tiles);
+        pack_values(value_strip, steps, values, (self.lanes, &mut ahead));
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
             keys.score(self.tiles, &queries[2 * pair * depth..], columns.len(), scores);
@@ -242,7 +252,8 @@ impl Block<'_> {
                 let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
                 let sums = &mut sums[tile * ROWS * stride..][..ROWS * stride];
                 let p = &mut probabilities[tile * STEPS..][..steps];
-                columns.push(scores, seen, shared.scale_log2, keep, p, sums);
+                let ahead = (self.lanes, &mut ahead);
+                columns.push(scores, seen, shared.scale_log2, keep, p, sums, ahead);
                 if keep {
                     accumulate_seen(scores, seen.masks, value_strip, sums);
                 }
@@ -254,6 +265,20 @@ impl Block<'_> {
                 let sums = &mut sums[tile * ROWS * stride..];
                 product.add(tile, (row_tiles - tile).min(2), shared.padded.value, sums, unwanted);
             }
+        }
+    }
+
+    /// What the next head reads, or the first head of the next block, where packing does not read
+    /// all of it first: separate keys and values.
+    fn ahead(&self, head: usize) -> [Strip<'_, bf16>; 2] {
+        let MatrixRun { shared, task, .. } = self.run;
+        let row = shared.geometry.row();
+        let last = head + 1 == task.heads.len();
+        let (positions, next) = if last { (self.next, 0) } else { (self.positions, head + 1) };
+        let ([keys, _], values) = strips(row, positions, task.heads.start + next);
+        match row {
+            Row::Separate { .. } => [keys, values],
+            Row::Tied { .. } => [keys.none(), values.none()],
         }
     }
 
@@ -308,7 +333,7 @@ impl<'a> Keys<'a> {
         let groups = count.next_multiple_of(BLOCK) / ROWS;
         let whole = count.is_multiple_of(BLOCK)
             && page_size.is_multiple_of(ROWS)
-            && strips.iter().all(|strip| strip.width.is_multiple_of(DEPTH));
+            && strips.iter().all(|strip| strip.width().is_multiple_of(DEPTH));
         let depths = padded.key.map(|width| width / DEPTH);
         if whole {
             let pieces = [0, 1].map(|i| Rows::in_place(strips[i], groups, depths[i]));
@@ -319,7 +344,7 @@ impl<'a> Keys<'a> {
         copy[..groups * ROWS * width].fill(bf16::ZERO);
         for (strip, skip) in strips.into_iter().zip(skips) {
             for j in 0..count {
-                copy[j * width + skip..][..strip.width].copy_from_slice(strip.row(j));
+                copy[j * width + skip..][..strip.width()].copy_from_slice(strip.row(j));
             }
         }
         let copy: &[bf16] = copy;
@@ -384,11 +409,11 @@ impl<'a> Rows<'a> {
     fn in_place(strip: Strip<'a, bf16>, groups: usize, depth: usize) -> Rows<'a> {
         let mut starts = [0; GROUPS];
         for (group, start) in starts[..groups].iter_mut().enumerate() {
-            *start = strip.offsets[group * ROWS] + strip.head;
+            *start = strip.place(group * ROWS).1;
         }
         // Sixteen positions of a page lie at equal distances.
-        let stride = strip.offsets[1] - strip.offsets[0];
-        Rows { cells: strip.cells, starts, stride, depth }
+        let (cells, first) = strip.place(0);
+        Rows { cells, starts, stride: strip.place(1).1 - first, depth }
     }
 }
 
@@ -397,7 +422,7 @@ struct Product<'a> {
     tiles: &'a Tiles,
     /// `[row tiles, STEPS]`.
     probabilities: &'a [Tile<u32>],
-    /// `[column tiles, steps]`.
+    /// `[steps, column tiles]`.
     values: &'a [Tile<u32>],
     steps: usize,
     /// Elements from a row of sums to the next.
@@ -410,7 +435,12 @@ impl Product<'_> {
         let Product { tiles, steps, stride, .. } = *self;
         let stride_bytes = stride * size_of::<f32>();
         let p = |tile: usize| self.probabilities[tile * STEPS..][..steps].as_ptr();
-        let v = |tile: usize, count: usize| self.values[tile * steps..][..count * steps].as_ptr();
+        let column_tiles = width / ROWS;
+        let v_stride = column_tiles * size_of::<Tile<u32>>();
+        // All tiles from the first of the first step to the last of the last.
+        let v = |tile: usize, count: usize| {
+            self.values[tile..][..(steps - 1) * column_tiles + count].as_ptr()
+        };
         let span = |width: usize| (ROWS - 1) * stride + width;
         let mut column = 0;
         while column < width {
@@ -418,7 +448,10 @@ impl Product<'_> {
             if count == 1 && width - column >= 4 * ROWS {
                 let out = sums[column..][..span(4 * ROWS)].as_mut_ptr();
                 // SAFETY: the slices are as long as the tiles that are read and written.
-                unsafe { values_1x4(tiles, p(tile), v(tile_column, 4), steps, out, stride_bytes) }
+                unsafe {
+                    let (p, v) = (p(tile), v(tile_column, 4));
+                    values_1x4(tiles, p, v, v_stride, steps, out, stride_bytes);
+                }
                 column += 4 * ROWS;
                 continue;
             }
@@ -430,7 +463,7 @@ impl Product<'_> {
             let p = [p(tile), p(tile + count - 1)];
             let v = [v(tile_column, 1), v(tile_column + 1, 1)];
             // SAFETY: as above; the two outputs are apart.
-            unsafe { values_2x2(tiles, p, v, steps, out, stride_bytes) }
+            unsafe { values_2x2(tiles, p, v, v_stride, steps, out, stride_bytes) }
             column += 2 * ROWS;
         }
     }
@@ -472,7 +505,8 @@ pub(crate) fn multiply(amx: Amx, rounds: usize) -> f64 {
         let out = [one.as_mut_ptr(), other.as_mut_ptr()];
         // SAFETY: each operand is `STEPS` tiles, each output 16 rows of `stride` elements.
         unsafe {
-            values_2x2(&tiles, [at(0), at(1)], [at(2), at(3)], STEPS, out, stride * 4);
+            let (p, v) = ([at(0), at(1)], [at(2), at(3)]);
+            values_2x2(&tiles, p, v, size_of::<Tile<u32>>(), STEPS, out, stride * 4);
         }
     }
     std::hint::black_box(&sums);

@@ -1,8 +1,9 @@
 //! Packing for the matrix unit: transposition of 16 by 16 words, and values in pairs of positions.
 
+use crate::ahead::Ahead;
 use crate::amx::{DEPTH, ROWS, Tile};
 use crate::lanes::Avx512;
-use crate::rows::Strip;
+use crate::strip::Strip;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -55,14 +56,19 @@ pub(crate) fn store(row: &mut [u32; 16], v: __m512i) {
     unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), v) }
 }
 
-/// Packs the values of a block, `[column tiles, steps]`: row i of a tile holds 16 columns of
-/// positions 2i and 2i + 1, side by side. Positions past the strip are zeros.
+/// Packs the values of a block, `[steps, column tiles]`: row i of a tile holds 16 columns of
+/// positions 2i and 2i + 1, side by side. Positions past the strip are zeros. Meanwhile `ahead` is
+/// asked for.
+///
+/// The tiles of a step lie together because its rows are written across all of them: with those of a
+/// column together, `steps` KiB apart, they would fall into one set of the first-level cache, which
+/// has 12 ways where 512 columns are 32 tiles.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn pack_values(
-    lanes: Avx512,
     strip: Strip<'_, bf16>,
     steps: usize,
     out: &mut [Tile<u32>],
+    (lanes, ahead): (Avx512, &mut Ahead<'_>),
 ) {
     let low: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 32) as u16);
     let high = low.map(|i| i + 16);
@@ -70,19 +76,20 @@ pub(crate) fn pack_values(
     let low = unsafe { _mm512_loadu_si512(low.as_ptr().cast()) };
     // SAFETY: as above.
     let high = unsafe { _mm512_loadu_si512(high.as_ptr().cast()) };
-    let column_tiles = strip.width.next_multiple_of(DEPTH) / ROWS;
+    let column_tiles = strip.width().next_multiple_of(DEPTH) / ROWS;
     for step in 0..steps {
         for i in 0..ROWS {
             let first = step * DEPTH + 2 * i;
             let row = |j: usize| if j < strip.len() { strip.row(j) } else { &[] };
             let (a, b) = (row(first), row(first + 1));
-            // This is where the rows of a block come from memory first.
+            // Where rows are keys and values at once, this is where they come from memory.
             strip.prefetch(lanes, first + DEPTH);
             strip.prefetch(lanes, first + DEPTH + 1);
+            ahead.while_packing(lanes);
             let mut put = |pair: usize, a, b| {
-                let tile = 2 * pair * steps + step;
+                let tile = step * column_tiles + 2 * pair;
                 store(&mut out[tile].0[i], _mm512_permutex2var_epi16(a, low, b));
-                store(&mut out[tile + steps].0[i], _mm512_permutex2var_epi16(a, high, b));
+                store(&mut out[tile + 1].0[i], _mm512_permutex2var_epi16(a, high, b));
             };
             let (whole_a, whole_b) = (a.as_chunks::<DEPTH>().0, b.as_chunks::<DEPTH>().0);
             let whole = whole_a.len().min(whole_b.len());

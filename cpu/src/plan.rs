@@ -49,11 +49,13 @@ pub(crate) struct Scratch {
     pub(crate) scores: Buffer,
     /// Sums, `[rows, 2 + o_stride]`.
     pub(crate) sums: Buffer,
-    /// Where each position of a block begins in both parts of the cache, `[2, MATRIX_BLOCK]`:
-    /// of two blocks where blocks are smaller.
+    /// Where each position of two blocks begins in both parts of the cache, `[2, 2 MATRIX_BLOCK]`.
     pub(crate) offsets: [Box<[usize]>; 2],
     /// Positions of a block that each query token sees, as bits, `[words, queries]`.
     pub(crate) sees: Box<[u64]>,
+    /// A block in f32, [`dense::Wide`](crate::dense::Wide).
+    #[cfg(feature = "faer")]
+    pub(crate) wide: Buffer,
     /// Where the matrix unit may run.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     pub(crate) matrix: Option<MatrixScratch>,
@@ -71,7 +73,7 @@ pub(crate) struct Padded {
 }
 
 /// The widest unit, in elements.
-const UNIT: usize = 32;
+pub(crate) const UNIT: usize = 32;
 
 impl Padded {
     pub(crate) fn new(row: Row) -> Padded {
@@ -238,8 +240,10 @@ impl Scratch {
             q: Buffer::zeroed::<f32>(bounds.rows * padded.q_stride())?,
             scores: Buffer::zeroed::<f32>(bounds.rows * BLOCK)?,
             sums: Buffer::zeroed::<f32>(bounds.rows * padded.sums_stride())?,
-            offsets: [vec![0; MATRIX_BLOCK].into(), vec![0; MATRIX_BLOCK].into()],
+            offsets: [0; 2].map(|_| vec![0; 2 * MATRIX_BLOCK].into()),
             sees: vec![0; bounds.queries * (MATRIX_BLOCK / BLOCK)].into(),
+            #[cfg(feature = "faer")]
+            wide: Buffer::zeroed::<f32>(crate::dense::Wide::elements(padded))?,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             matrix: matrix.then(|| MatrixScratch::new(padded, bounds)).transpose()?,
         })

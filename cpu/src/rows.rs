@@ -9,51 +9,38 @@
 )]
 
 use crate::lanes::{Lanes, Unit};
-
-/// One head's rows of a block in one part of the cache.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Strip<'a, E> {
-    pub(crate) cells: &'a [E],
-    /// Where each position begins, head and all.
-    pub(crate) offsets: &'a [usize],
-    /// Added to every offset.
-    pub(crate) head: usize,
-    pub(crate) width: usize,
-}
-
-impl<'a, E> Strip<'a, E> {
-    #[inline(always)]
-    pub(crate) fn row(&self, j: usize) -> &'a [E] {
-        &self.cells[self.offsets[j] + self.head..][..self.width]
-    }
-
-    /// The rows behind the first `count`.
-    pub(crate) fn after(self, count: usize) -> Strip<'a, E> {
-        Strip { offsets: &self.offsets[count..], ..self }
-    }
-
-    /// Asks for row `j`, if there is one.
-    #[inline(always)]
-    pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
-        if let Some(offset) = self.offsets.get(j) {
-            for line in (0..self.width).step_by(64 / size_of::<E>()) {
-                lanes.prefetch(self.cells, offset + self.head + line);
-            }
-        }
-    }
-
-    /// Positions.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> usize {
-        self.offsets.len()
-    }
-}
+use crate::strip::Strip;
 
 /// Some rows of an array of f32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix<'a> {
     pub(crate) cells: &'a [f32],
     pub(crate) stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// The rows from `i` on.
+    #[inline(always)]
+    fn after(self, i: usize) -> Matrix<'a> {
+        Matrix { cells: &self.cells[i * self.stride..], ..self }
+    }
+
+    /// Panics unless there are so many rows of so many elements.
+    #[inline(always)]
+    pub(crate) fn check(self, rows: usize, width: usize) {
+        assert!((rows - 1) * self.stride + width <= self.cells.len(), "rows of the matrix");
+    }
+}
+
+/// The unit at `at`, without looking whether there is one: that, in the innermost loops, takes
+/// more operations than the arithmetic.
+///
+/// # Safety
+/// `row` must reach to `at + L::UNIT`.
+#[inline(always)]
+unsafe fn unit_at<L: Lanes, E: Unit>(lanes: L, row: &[E], at: usize) -> [L::F; 2] {
+    // SAFETY: the caller's promise.
+    E::unit(lanes, unsafe { row.get_unchecked(at..at + L::UNIT) })
 }
 
 /// What is left of a row behind its whole units, filled up with zeros.
@@ -79,24 +66,44 @@ pub(crate) fn scores<L: Lanes, E: Unit>(
     ahead: Strip<'_, E>,
 ) {
     let positions = keys[0].0.len();
-    // Code for partial units takes registers even where it never runs.
-    let tails = keys.iter().any(|(strip, _)| !strip.width.is_multiple_of(L::UNIT));
     let mut j = 0;
-    while j + 4 <= positions {
-        for t in 0..4 {
-            ahead.prefetch(lanes, j + t);
-        }
-        if tails {
-            score_positions::<L, E, 4, true>(lanes, q, rows, keys, j, scores, stride);
-        } else {
-            score_positions::<L, E, 4, false>(lanes, q, rows, keys, j, scores, stride);
-        }
-        j += 4;
+    if L::REGISTERS >= 32 {
+        j = score_all::<L, E, 4>(lanes, q, rows, keys, j, scores, stride, ahead);
+    } else {
+        j = score_all::<L, E, 2>(lanes, q, rows, keys, j, scores, stride, ahead);
     }
     while j < positions {
         score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride);
         j += 1;
     }
+}
+
+/// As [`scores`], T positions at a time from `j` on; answers the first that is left.
+#[inline(always)]
+fn score_all<L: Lanes, E: Unit, const T: usize>(
+    lanes: L,
+    q: Matrix<'_>,
+    rows: usize,
+    keys: [(Strip<'_, E>, usize); 2],
+    mut j: usize,
+    scores: &mut [f32],
+    stride: usize,
+    ahead: Strip<'_, E>,
+) -> usize {
+    // Code for partial units takes registers even where it never runs.
+    let tails = keys.iter().any(|(strip, _)| !strip.width().is_multiple_of(L::UNIT));
+    while j + T <= keys[0].0.len() {
+        for t in 0..T {
+            ahead.prefetch(lanes, j + t);
+        }
+        if tails {
+            score_positions::<L, E, T, true>(lanes, q, rows, keys, j, scores, stride);
+        } else {
+            score_positions::<L, E, T, false>(lanes, q, rows, keys, j, scores, stride);
+        }
+        j += T;
+    }
+    j
 }
 
 #[inline(always)]
@@ -111,7 +118,7 @@ fn score_positions<L: Lanes, E: Unit, const T: usize, const TAILS: bool>(
 ) {
     let mut i = 0;
     while i < rows {
-        let q = Matrix { cells: &q.cells[i * q.stride..], stride: q.stride };
+        let q = q.after(i);
         let out = &mut scores[i * stride + j..];
         i += match rows - i {
             1 => score_tile::<L, E, 1, T, TAILS>(lanes, q, keys, j, out, stride),
@@ -142,18 +149,16 @@ fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize, const TAILS: bo
         sums = score_piece::<L, E, R, T, false>(lanes, q, first, j, sums);
         sums = score_piece::<L, E, R, T, false>(lanes, rest, second, j, sums);
     }
-    for (r, sums) in sums.iter().enumerate() {
-        let scores = &mut scores[r * stride..][..T];
-        match sums.as_chunks::<4>() {
-            (four, []) => {
-                for (four, scores) in four.iter().zip(scores.chunks_exact_mut(4)) {
-                    scores.copy_from_slice(&lanes.sum4(*four));
-                }
+    // Four sums across lanes at once, of as many rows as it takes.
+    let all = sums.as_flattened();
+    for i in (0..R * T).step_by(4) {
+        if let Some(four) = all[i..].first_chunk() {
+            for (k, score) in lanes.sum4(*four).into_iter().enumerate() {
+                scores[(i + k) / T * stride + (i + k) % T] = score;
             }
-            _ => {
-                for (sum, score) in sums.iter().zip(scores) {
-                    *score = lanes.sum(*sum);
-                }
+        } else {
+            for (k, sum) in all.iter().enumerate().skip(i) {
+                scores[k / T * stride + k % T] = lanes.sum(*sum);
             }
         }
     }
@@ -170,24 +175,27 @@ fn score_piece<L: Lanes, E: Unit, const R: usize, const T: usize, const TAIL: bo
     mut sums: [[L::F; T]; R],
 ) -> [[L::F; T]; R] {
     let rows: [&[E]; T] = std::array::from_fn(|t| strip.row(j + t));
-    let whole = strip.width / L::UNIT;
-    for u in 0..whole {
+    let whole = strip.width() / L::UNIT * L::UNIT;
+    q.check(R, strip.width().next_multiple_of(L::UNIT));
+    for at in (0..whole).step_by(L::UNIT) {
         let mut keys = [[lanes.splat(0.0); 2]; T];
         for t in 0..T {
-            keys[t] = E::unit(lanes, &rows[t][u * L::UNIT..]);
+            // SAFETY: each row is `width` long, of which `whole` is no more.
+            keys[t] = unsafe { unit_at(lanes, rows[t], at) };
         }
         for r in 0..R {
-            let q = lanes.unit_f32(&q.cells[r * q.stride + u * L::UNIT..]);
+            // SAFETY: `check` has seen R rows of `whole` elements at least.
+            let q: [L::F; 2] = unsafe { unit_at(lanes, q.cells, r * q.stride + at) };
             for t in 0..T {
                 sums[r][t] = lanes.fma(q[1], keys[t][1], lanes.fma(q[0], keys[t][0], sums[r][t]));
             }
         }
     }
-    if TAIL && !strip.width.is_multiple_of(L::UNIT) {
+    if TAIL && whole < strip.width() {
         for t in 0..T {
-            let key = last_unit(lanes, &rows[t][whole * L::UNIT..]);
+            let key = last_unit(lanes, &rows[t][whole..]);
             for r in 0..R {
-                let q = lanes.unit_f32(&q.cells[r * q.stride + whole * L::UNIT..]);
+                let q = lanes.unit_f32(&q.cells[r * q.stride + whole..]);
                 sums[r][t] = lanes.fma(q[1], key[1], lanes.fma(q[0], key[0], sums[r][t]));
             }
         }
@@ -208,53 +216,63 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
     ahead: Strip<'_, E>,
 ) {
     let (mut column, mut asked) = (0, 0);
-    while column < values.width {
-        let left = values.width - column;
+    while column < values.width() {
+        let left = values.width() - column;
+        // Four rows of four vectors are sixteen registers.
+        let units = if L::REGISTERS >= 32 && left >= 2 * L::UNIT { 2 } else { 1 };
         // An equal share of the rows for every run of columns.
-        let share = (ahead.len() * 2 * L::UNIT).div_ceil(values.width);
+        let share = (ahead.len() * units * L::UNIT).div_ceil(values.width());
         for j in asked..asked + share {
             ahead.prefetch(lanes, j);
         }
         asked += share;
         let mut i = 0;
         while i < rows {
-            let p = Matrix { cells: &p.cells[i * p.stride..], stride: p.stride };
+            let p = p.after(i);
             let o = &mut o[i * o_stride + column..];
             i += match rows - i {
-                1 => accumulate_rows::<L, E, 1>(lanes, p, values, column, left, o, o_stride),
-                2 => accumulate_rows::<L, E, 2>(lanes, p, values, column, left, o, o_stride),
-                3 => accumulate_rows::<L, E, 3>(lanes, p, values, column, left, o, o_stride),
-                _ => accumulate_rows::<L, E, 4>(lanes, p, values, column, left, o, o_stride),
+                1 => accumulate_rows::<L, E, 1>(lanes, p, values, column, units, o, o_stride),
+                2 => accumulate_rows::<L, E, 2>(lanes, p, values, column, units, o, o_stride),
+                3 => accumulate_rows::<L, E, 3>(lanes, p, values, column, units, o, o_stride),
+                _ => accumulate_rows::<L, E, 4>(lanes, p, values, column, units, o, o_stride),
             };
         }
-        column += if left >= 2 * L::UNIT { 2 * L::UNIT } else { L::UNIT };
+        column += units * L::UNIT;
     }
 }
 
-/// R rows of sums over two units of values, or one, or what is left; answers R.
+/// R rows of sums over some units of values, the last of which may be partial if it is the only
+/// one; answers R.
 #[inline(always)]
 fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
     lanes: L,
     p: Matrix<'_>,
     values: Strip<'_, E>,
     column: usize,
-    left: usize,
+    units: usize,
     o: &mut [f32],
     o_stride: usize,
 ) -> usize {
-    if left >= 2 * L::UNIT {
-        let pair = |row: &[E]| {
-            let [a, b] = E::unit(lanes, &row[column..]);
-            let [c, d] = E::unit(lanes, &row[column + L::UNIT..]);
-            [a, b, c, d]
-        };
-        accumulate_tile::<L, E, R, 4>(lanes, p, values, pair, o, o_stride);
-    } else if left >= L::UNIT {
-        let one = |row: &[E]| E::unit(lanes, &row[column..]);
-        accumulate_tile::<L, E, R, 2>(lanes, p, values, one, o, o_stride);
-    } else {
-        let rest = |row: &[E]| last_unit(lanes, &row[column..]);
-        accumulate_tile::<L, E, R, 2>(lanes, p, values, rest, o, o_stride);
+    assert!(units == 1 || column + units * L::UNIT <= values.width(), "whole units");
+    // SAFETY: a row has as many whole units from `column` on as are asked for: `units`, or one
+    // where the branch says so.
+    let unit = |row: &[E], i: usize| unsafe { unit_at(lanes, row, column + i * L::UNIT) };
+    match units {
+        2 => {
+            let pair = |row: &[E]| {
+                let ([a, b], [c, d]) = (unit(row, 0), unit(row, 1));
+                [a, b, c, d]
+            };
+            accumulate_tile::<L, E, R, 4>(lanes, p, values, pair, o, o_stride);
+        }
+        _ if column + L::UNIT <= values.width() => {
+            let one = |row: &[E]| unit(row, 0);
+            accumulate_tile::<L, E, R, 2>(lanes, p, values, one, o, o_stride);
+        }
+        _ => {
+            let rest = |row: &[E]| last_unit(lanes, &row[column..]);
+            accumulate_tile::<L, E, R, 2>(lanes, p, values, rest, o, o_stride);
+        }
     }
     R
 }
@@ -275,10 +293,12 @@ fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
             sums[r][w] = lanes.load(&o[r * o_stride + w * L::LANES..]);
         }
     }
+    p.check(R, values.len());
     for j in 0..values.len() {
         let v = load(values.row(j));
         for r in 0..R {
-            let p = lanes.splat(p.cells[r * p.stride + j]);
+            // SAFETY: `check` has seen R rows with a number for every position.
+            let p = lanes.splat(*unsafe { p.cells.get_unchecked(r * p.stride + j) });
             for w in 0..W {
                 sums[r][w] = lanes.fma(p, v[w], sums[r][w]);
             }
@@ -314,10 +334,17 @@ pub(crate) fn accumulate_seen<L: Lanes, E: Unit>(
 /// Writes one row in f32, in the order of the units.
 #[inline(always)]
 pub(crate) fn widen_row<L: Lanes, E: Unit>(lanes: L, row: &[E], out: &mut [f32]) {
-    for (unit, out) in row.chunks(L::UNIT).zip(out.chunks_exact_mut(L::UNIT)) {
-        let [first, second] = last_unit(lanes, unit);
+    let whole = row.len() / L::UNIT * L::UNIT;
+    let units = row[..whole].chunks_exact(L::UNIT).zip(out.chunks_exact_mut(L::UNIT));
+    for (unit, out) in units {
+        let [first, second] = E::unit(lanes, unit);
         lanes.store(out, first);
         lanes.store(&mut out[L::LANES..], second);
+    }
+    if whole < row.len() {
+        let [first, second] = last_unit(lanes, &row[whole..]);
+        lanes.store(&mut out[whole..], first);
+        lanes.store(&mut out[whole + L::LANES..], second);
     }
 }
 

@@ -43,12 +43,9 @@ impl Online<'_> {
         for chunk in scores.chunks_exact(L::LANES) {
             max = lanes.max(lanes.load(chunk), max);
         }
-        let mut spread = [f32::NEG_INFINITY; 16];
-        lanes.store(&mut spread, max);
         // The scale is positive, so the largest score is the largest x. NaNs are ignored here and
         // spread by their probabilities.
-        let largest = spread[..L::LANES].iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-        let raised = self.raise(largest * scale_log2);
+        let raised = self.raise(lanes.largest(max) * scale_log2);
         if let Some(factor) = raised {
             scale(lanes, self.o, factor);
             *self.l *= factor;

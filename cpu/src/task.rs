@@ -1,11 +1,13 @@
 //! One task: some rows over one range of positions, block by block.
 
 use crate::attend::{Shared, online};
-use crate::cache::Part;
+#[cfg(feature = "faer")]
+use crate::dense;
 use crate::lanes::{Job, Lanes, Unit};
 use crate::plan::Scratch;
-use crate::rows::{Matrix, Strip, accumulate, accumulate_seen, finite, scores, widen_row};
+use crate::rows::{Matrix, accumulate, accumulate_seen, finite, scores, widen_row};
 use crate::schedule::{BLOCK, Task};
+use crate::strip::{Located, Strip};
 use crate::visibility::low_bits;
 use grouped_attention::Row;
 
@@ -25,6 +27,8 @@ impl<E: Unit> Job for TaskRun<'_, E> {
         let stride = shared.padded.sums_stride();
         let rows = task.heads.len() * shared.head_rows(task.queries.len());
         let Scratch { sums, offsets, sees, q: packed, scores, .. } = scratch;
+        #[cfg(feature = "faer")]
+        let wide = scratch.wide.as_mut_slice();
         let sums = match task.slot {
             None => &mut sums.as_mut_slice()[..rows * stride],
             // SAFETY: the schedule gives every part rows of its own, and joins come later.
@@ -32,7 +36,12 @@ impl<E: Unit> Job for TaskRun<'_, E> {
         };
         sums.chunks_exact_mut(stride).for_each(|sums| online(sums).init());
         pack(lanes, shared, task, q, rows, packed.as_mut_slice());
-        let mut work = Work { q: packed.as_slice(), scores: scores.as_mut_slice() };
+        let mut work = Work {
+            q: packed.as_slice(),
+            scores: scores.as_mut_slice(),
+            #[cfg(feature = "faer")]
+            wide,
+        };
         let mut first = task.positions.start;
         while first < task.positions.end {
             let count = (task.positions.end - first).min(BLOCK);
@@ -42,17 +51,12 @@ impl<E: Unit> Job for TaskRun<'_, E> {
             }
             // The next block too, to ask for its rows in time.
             let both = (task.positions.end - first).min(2 * BLOCK);
-            let [a, b] = locate(shared, task.sequence, first, both, offsets);
-            let block = Block {
-                shared,
-                task,
-                offsets: [&a[..count], &b[..count]],
-                next: [&a[count..], &b[count..]],
-                clear,
-                sees,
-            };
+            let located = locate::<E>(shared, task.sequence, first, both, offsets);
+            let [(a, next_a), (b, next_b)] = located.map(|part| part.split_at(count));
+            let block =
+                Block { shared, task, positions: [a, b], next: [next_a, next_b], clear, sees };
             for head in 0..task.heads.len() {
-                block.attend::<L, E>(lanes, head, &mut work, sums);
+                block.attend(lanes, head, &mut work, sums);
             }
             first += count;
         }
@@ -93,33 +97,23 @@ pub(crate) fn key_widths(row: Row) -> [usize; 2] {
     }
 }
 
-/// Where `count` positions from `first` on begin in both parts of the cache.
+/// `count` positions from `first` on in both parts of the cache.
 #[inline(always)]
-pub(crate) fn locate<'a>(
-    shared: &Shared<'_>,
+pub(crate) fn locate<'a, E: Unit>(
+    shared: &Shared<'a>,
     sequence: usize,
     first: usize,
     count: usize,
     offsets: &'a mut [Box<[usize]>; 2],
-) -> [&'a [usize]; 2] {
-    let (span, page_size) = (&shared.steps.spans[sequence], shared.steps.page_size);
-    let pages = &shared.steps.page_ids[span.page_start..];
-    let mut j = 0;
-    while j < count {
-        let (page, token) = ((first + j) / page_size, (first + j) % page_size);
-        let run = (page_size - token).min(count - j);
-        let page = pages[page].0 as usize;
-        for (offsets, part) in offsets.iter_mut().zip([shared.cache.first(), shared.cache.second()])
-        {
-            let (start, stride) = (part.offset(page, token), part.token_stride());
-            for (i, offset) in offsets[j..j + run].iter_mut().enumerate() {
-                *offset = start + i * stride;
-            }
-        }
-        j += run;
-    }
-    let [a, b] = offsets;
-    [&a[..count], &b[..count]]
+) -> [Located<'a, E>; 2] {
+    let steps = shared.steps;
+    let pages = &steps.page_ids[steps.spans[sequence].page_start..];
+    let [one, two] = offsets;
+    let locate = |part, offsets| Located::new(part, pages, steps.page_size, first, offsets);
+    [
+        locate(shared.cache.first(), &mut one[..count]),
+        locate(shared.cache.second(), &mut two[..count]),
+    ]
 }
 
 /// How many of `count` positions from `first` on all queries of a task see: the leading ones.
@@ -136,37 +130,29 @@ pub(crate) fn see(shared: &Shared<'_>, task: &Task, first: usize, count: usize, 
     }
 }
 
-/// One head's keys of a block, as their two pieces, and its values.
+/// One head's keys of some positions, as their two pieces, and its values.
 #[inline(always)]
 pub(crate) fn strips<'a, E: Unit>(
-    shared: &Shared<'a>,
-    offsets: [&'a [usize]; 2],
+    row: Row,
+    [first, second]: [Located<'a, E>; 2],
     head: usize,
 ) -> ([Strip<'a, E>; 2], Strip<'a, E>) {
-    let (first, second) = (shared.cache.first(), shared.cache.second());
-    let strip = |part: &'a Part, index: usize, head: usize, width| Strip {
-        cells: part.cells::<E>(),
-        offsets: offsets[index],
-        head: head * part.head_stride(),
-        width,
-    };
-    let row = shared.geometry.row();
     let [one, two] = key_widths(row);
     let values = match row {
-        Row::Separate { d_v, .. } => strip(second, 1, head, d_v),
-        Row::Tied { s, .. } => strip(first, 0, head, s),
+        Row::Separate { d_v, .. } => second.strip(head, d_v),
+        Row::Tied { s, .. } => first.strip(head, s),
     };
     // Where keys are separate the second piece is empty; the rope key has one head.
-    ([strip(first, 0, head, one), strip(second, 1, 0, two)], values)
+    ([first.strip(head, one), second.strip(0, two)], values)
 }
 
 /// Up to [`BLOCK`] positions, for all heads of a task.
-struct Block<'a> {
+struct Block<'a, E> {
     shared: &'a Shared<'a>,
     task: &'a Task,
-    offsets: [&'a [usize]; 2],
+    positions: [Located<'a, E>; 2],
     /// The positions after these, as far as they are known.
-    next: [&'a [usize]; 2],
+    next: [Located<'a, E>; 2],
     /// Leading positions that all queries see.
     clear: usize,
     /// What each query sees, if not all see all.
@@ -177,64 +163,112 @@ struct Block<'a> {
 struct Work<'a> {
     q: &'a [f32],
     scores: &'a mut [f32],
+    #[cfg(feature = "faer")]
+    wide: &'a mut [f32],
 }
 
-impl<'a> Block<'a> {
+impl<'a, E: Unit> Block<'a, E> {
     /// Adds the block to the sums of one head's rows.
     #[inline(always)]
-    fn attend<L: Lanes, E: Unit>(
-        &self,
-        lanes: L,
-        head: usize,
-        work: &mut Work<'_>,
-        sums: &mut [f32],
-    ) {
+    fn attend<L: Lanes>(&self, lanes: L, head: usize, work: &mut Work<'_>, sums: &mut [f32]) {
         let padded = self.shared.padded;
         let rows = self.task.queries.len() * self.shared.geometry.group();
         let head_rows = self.shared.head_rows(self.task.queries.len());
         let q = &work.q[head * head_rows * padded.q_stride()..];
         let q = Matrix { cells: q, stride: padded.q_stride() };
-        let sums = &mut sums[head * head_rows * padded.sums_stride()..];
-        let sums = &mut sums[..rows * padded.sums_stride()];
-        let (keys, values) = strips::<E>(self.shared, self.offsets, self.task.heads.start + head);
-        let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
-        let [while_scoring, while_adding] = self.ahead(head, values);
-        scores(lanes, q, rows, keys, work.scores, BLOCK, while_scoring);
-        self.hide(keys[0].0.len(), rows, work.scores);
-        let padded_count = keys[0].0.len().next_multiple_of(16);
-        let scale = self.shared.scale_log2;
-        for (sums, scores) in
-            sums.chunks_exact_mut(padded.sums_stride()).zip(work.scores.chunks_exact_mut(BLOCK))
-        {
-            online(sums).push(lanes, &mut scores[..padded_count], scale);
-        }
-        let p = Matrix { cells: work.scores, stride: BLOCK };
-        let group = self.shared.geometry.group();
-        match self.clear < values.len() {
-            // 0 times infinity is NaN: values that some rows do not see must not meet them.
-            true if !finite(values.after(self.clear)) => {
-                for (row, sums) in sums.chunks_exact_mut(padded.sums_stride()).enumerate() {
-                    let p = &p.cells[row * BLOCK..];
-                    accumulate_seen(lanes, p, self.sees[row / group], values, online(sums).o);
-                }
+        let stride = padded.sums_stride();
+        let sums = &mut sums[head * head_rows * stride..][..rows * stride];
+        let row = self.shared.geometry.row();
+        let (keys, values) = strips(row, self.positions, self.task.heads.start + head);
+        #[cfg(feature = "faer")]
+        if L::DENSE && rows >= dense::ROWS {
+            let wide = dense::Wide::new(lanes, row, keys, values, work.wide);
+            wide.scores(q, rows, work.scores);
+            let ahead = self.next_reads(head);
+            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, ahead);
+            if !self.add_seen(lanes, p, values, sums) {
+                wide.accumulate(p, rows, sums, stride);
             }
-            _ => accumulate(lanes, p, rows, values, sums, padded.sums_stride(), while_adding),
+            return;
+        }
+        let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
+        // This head's values, then what comes next. Where states are both, they came with the keys.
+        let [next, next_values] = self.next_reads(head);
+        let (while_scoring, while_adding) = match row {
+            Row::Separate { .. } => (values, next),
+            Row::Tied { .. } => (values.none(), next_values),
+        };
+        scores(lanes, q, rows, keys, work.scores, BLOCK, while_scoring);
+        let none = [values.none(); 2];
+        let p = self.weigh(lanes, rows, values.len(), work.scores, sums, none);
+        if !self.add_seen(lanes, p, values, sums) {
+            accumulate(lanes, p, rows, values, sums, stride, while_adding);
         }
     }
 
-    /// What to ask for from memory while scores are formed, and while values are added: this
-    /// head's values, then the next head's keys. Where states are both, they come with the keys.
+    /// Turns scores into probabilities, which `m` and `l` of the sums then hold, and `o` is scaled
+    /// for. Meanwhile the rows of `ahead` are asked for.
     #[inline(always)]
-    fn ahead<E: Unit>(&self, head: usize, values: Strip<'a, E>) -> [Strip<'a, E>; 2] {
-        let heads = &self.task.heads;
-        let ([keys, _], next_values) = if head + 1 < heads.len() {
-            strips(self.shared, self.offsets, heads.start + head + 1)
-        } else {
-            strips(self.shared, self.next, heads.start)
+    fn weigh<'s, L: Lanes>(
+        &self,
+        lanes: L,
+        rows: usize,
+        count: usize,
+        scores: &'s mut [f32],
+        sums: &mut [f32],
+        ahead: [Strip<'_, E>; 2],
+    ) -> Matrix<'s> {
+        self.hide(count, rows, scores);
+        let (padded_count, scale) = (count.next_multiple_of(16), self.shared.scale_log2);
+        let stride = self.shared.padded.sums_stride();
+        let share = ahead[0].len().max(ahead[1].len()).div_ceil(rows);
+        let rows = sums.chunks_exact_mut(stride).zip(scores.chunks_exact_mut(BLOCK));
+        for (row, (sums, scores)) in rows.enumerate() {
+            for j in row * share..(row + 1) * share {
+                ahead.iter().for_each(|strip| strip.prefetch_far(lanes, j));
+            }
+            online(sums).push(lanes, &mut scores[..padded_count], scale);
+        }
+        Matrix { cells: scores, stride: BLOCK }
+    }
+
+    /// Where values that some rows do not see are not finite, adds to each row what it sees, and
+    /// answers true: 0 times infinity is NaN, so they must not meet.
+    #[inline(always)]
+    fn add_seen<L: Lanes>(
+        &self,
+        lanes: L,
+        p: Matrix<'_>,
+        values: Strip<'_, E>,
+        sums: &mut [f32],
+    ) -> bool {
+        if self.clear == values.len() || finite(values.after(self.clear)) {
+            return false;
+        }
+        let group = self.shared.geometry.group();
+        let stride = self.shared.padded.sums_stride();
+        for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
+            let p = &p.cells[row * BLOCK..];
+            accumulate_seen(lanes, p, self.sees[row / group], values, online(sums).o);
+        }
+        true
+    }
+
+    /// What the next head reads, or the first of the next block: keys and values, or the rope keys
+    /// of a new block and states.
+    #[inline(always)]
+    fn next_reads(&self, head: usize) -> [Strip<'a, E>; 2] {
+        let (row, heads) = (self.shared.geometry.row(), &self.task.heads);
+        let last = head + 1 == heads.len();
+        let (positions, next) = match last {
+            true => (self.next, heads.start),
+            false => (self.positions, heads.start + head + 1),
         };
-        match self.shared.geometry.row() {
-            Row::Separate { .. } => [values, keys],
-            Row::Tied { .. } => [Strip { offsets: &[], ..values }, next_values],
+        let ([keys, rope], values) = strips(row, positions, next);
+        match row {
+            Row::Separate { .. } => [keys, values],
+            Row::Tied { .. } if last => [rope, values],
+            Row::Tied { .. } => [rope.none(), values],
         }
     }
 

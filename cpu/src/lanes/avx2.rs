@@ -27,6 +27,9 @@ fn compiled<J: Job>(lanes: Avx2, job: J) {
 impl Lanes for Avx2 {
     type F = __m256;
     const LANES: usize = N;
+    #[cfg(feature = "faer")]
+    const DENSE: bool = true;
+    const REGISTERS: usize = 16;
     const FUSED: bool = true;
 
     fn vectorize<J: Job>(self, job: J) {
@@ -92,11 +95,30 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn largest(self, v: __m256) -> f32 {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn largest(v: __m256) -> f32 {
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+        // SAFETY: `self` proves the feature.
+        unsafe { largest(v) }
+    }
+
+    #[inline(always)]
     fn sum4(self, v: [__m256; 4]) -> [f32; 4] {
         #[inline]
         #[target_feature(enable = "avx2")]
         fn sum4([a, b, c, d]: [__m256; 4]) -> __m128 {
-            let all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let [ab, cd] = [_mm256_castps_pd(ab), _mm256_castps_pd(cd)];
+            let low = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+            let high = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+            // Each half now holds a partial sum of every vector.
+            let all = _mm256_add_ps(low, high);
             _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all))
         }
         let mut sums = [0.0; 4];
@@ -166,5 +188,12 @@ impl Lanes for Avx2 {
         let line = x.as_ptr().wrapping_add(at);
         // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, x: &[T], at: usize) {
+        let line = x.as_ptr().wrapping_add(at);
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }

@@ -28,6 +28,9 @@ fn compiled<J: Job>(lanes: Avx512, job: J) {
 impl Lanes for Avx512 {
     type F = __m512;
     const LANES: usize = N;
+    #[cfg(feature = "faer")]
+    const DENSE: bool = true;
+    const REGISTERS: usize = 32;
     const FUSED: bool = true;
 
     fn vectorize<J: Job>(self, job: J) {
@@ -83,6 +86,12 @@ impl Lanes for Avx512 {
     fn sum(self, v: __m512) -> f32 {
         // SAFETY: `self` proves the feature.
         unsafe { _mm512_reduce_add_ps(v) }
+    }
+
+    #[inline(always)]
+    fn largest(self, v: __m512) -> f32 {
+        // SAFETY: `self` proves the feature.
+        unsafe { _mm512_reduce_max_ps(v) }
     }
 
     #[inline(always)]
@@ -165,5 +174,12 @@ impl Lanes for Avx512 {
         let line = x.as_ptr().wrapping_add(at);
         // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, x: &[T], at: usize) {
+        let line = x.as_ptr().wrapping_add(at);
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }

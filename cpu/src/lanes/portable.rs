@@ -23,6 +23,9 @@ fn mul_add(a: f32, b: f32, c: f32) -> f32 {
 impl Lanes for Portable {
     type F = [f32; N];
     const LANES: usize = N;
+    #[cfg(feature = "faer")]
+    const DENSE: bool = false;
+    const REGISTERS: usize = 16;
     const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
     #[inline(always)]
@@ -72,6 +75,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn largest(self, v: [f32; N]) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
     fn exp2(self, x: [f32; N]) -> [f32; N] {
         map(|i| {
             let x = x[i];
@@ -100,4 +108,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _: &[T], _: usize) {}
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, _: &[T], _: usize) {}
 }

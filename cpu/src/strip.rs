@@ -1,0 +1,132 @@
+//! Positions of a block, as they lie in one part of the cache.
+
+use crate::buffer::Element;
+use crate::cache::Part;
+use crate::lanes::Lanes;
+use grouped_attention::PageId;
+
+/// Some positions in one part of the cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Located<'a, E> {
+    cells: &'a [E],
+    /// Where the first head of each position begins. `width` cells from there on, plus as many
+    /// times `head_stride` as there are other heads, are within `cells`.
+    offsets: &'a [usize],
+    heads: usize,
+    head_stride: usize,
+    width: usize,
+}
+
+impl<'a, E: Element> Located<'a, E> {
+    /// The positions from `first` on of a sequence with these pages, as many as `offsets` has room
+    /// for.
+    pub(crate) fn new(
+        part: &'a Part,
+        pages: &[PageId],
+        page_size: usize,
+        first: usize,
+        offsets: &'a mut [usize],
+    ) -> Located<'a, E> {
+        let (heads, head_stride, width) = (part.heads, part.head_stride(), part.width);
+        let cells = part.cells::<E>();
+        let (mut j, token_stride) = (0, part.token_stride());
+        while j < offsets.len() {
+            let (page, token) = ((first + j) / page_size, (first + j) % page_size);
+            let run = (page_size - token).min(offsets.len() - j);
+            let run = &mut offsets[j..j + run];
+            j += run.len();
+            if width == 0 {
+                // Nothing of it is read, and there may be no cells.
+                run.fill(0);
+                continue;
+            }
+            let start = part.offset(pages[page].0 as usize, token);
+            let last = start + (run.len() - 1) * token_stride + (heads - 1) * head_stride;
+            assert!(last + width <= cells.len(), "the page is one of the cache");
+            for (i, offset) in run.iter_mut().enumerate() {
+                *offset = start + i * token_stride;
+            }
+        }
+        Located { cells, offsets, heads, head_stride, width }
+    }
+
+    /// The first `count` positions, and the others.
+    pub(crate) fn split_at(self, count: usize) -> (Located<'a, E>, Located<'a, E>) {
+        let (first, rest) = self.offsets.split_at(count);
+        (Located { offsets: first, ..self }, Located { offsets: rest, ..self })
+    }
+
+    /// The leading `width` elements of one head's rows.
+    #[inline(always)]
+    pub(crate) fn strip(self, head: usize, width: usize) -> Strip<'a, E> {
+        assert!(head < self.heads && width <= self.width, "a head of the cache");
+        let Located { cells, offsets, .. } = self;
+        Strip { cells, offsets, head: head * self.head_stride, width }
+    }
+}
+
+/// One head's rows of some positions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strip<'a, E> {
+    cells: &'a [E],
+    /// Where each position begins, but for `head`; `head + width` cells from there on exist.
+    offsets: &'a [usize],
+    head: usize,
+    width: usize,
+}
+
+impl<'a, E> Strip<'a, E> {
+    /// Positions.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// Elements of a row.
+    #[inline(always)]
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    #[inline(always)]
+    pub(crate) fn row(&self, j: usize) -> &'a [E] {
+        let start = self.offsets[j] + self.head;
+        // SAFETY: what `offsets` promises.
+        unsafe { self.cells.get_unchecked(start..start + self.width) }
+    }
+
+    /// The rows behind the first `count`.
+    pub(crate) fn after(self, count: usize) -> Strip<'a, E> {
+        Strip { offsets: &self.offsets[count..], ..self }
+    }
+
+    /// No rows.
+    pub(crate) fn none(self) -> Strip<'a, E> {
+        Strip { offsets: &[], ..self }
+    }
+
+    /// Asks for row `j`, if there is one.
+    #[inline(always)]
+    pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
+        if let Some(offset) = self.offsets.get(j) {
+            for line in (0..self.width).step_by(64 / size_of::<E>()) {
+                lanes.prefetch(self.cells, offset + self.head + line);
+            }
+        }
+    }
+
+    /// As [`prefetch`](Self::prefetch), no nearer than the second-level cache.
+    #[inline(always)]
+    pub(crate) fn prefetch_far<L: Lanes>(&self, lanes: L, j: usize) {
+        if let Some(offset) = self.offsets.get(j) {
+            for line in (0..self.width).step_by(64 / size_of::<E>()) {
+                lanes.prefetch_far(self.cells, offset + self.head + line);
+            }
+        }
+    }
+
+    /// All cells of the part, and where in them row `j` begins.
+    pub(crate) fn place(&self, j: usize) -> (&'a [E], usize) {
+        (self.cells, self.offsets[j] + self.head)
+    }
+}
