@@ -3,7 +3,7 @@
 use crate::results::{Results, Row};
 use crate::roofline::axis::Axis;
 use crate::roofline::canvas::{self, Canvas, DrawError, Side};
-use crate::roofline::device::NamedDevice;
+use crate::roofline::device::{NamedDevice, in_units};
 use crate::roofline::figure::{LEFT, RIGHT, ROOF, TITLE, TOP, grid, rates, roof, size};
 use crate::roofline::ink;
 use grouped_attention::Variant;
@@ -114,7 +114,7 @@ impl Measured {
         let _ = write!(
             text,
             ".\nIn the same run the machine read {read} and multiplied at {matrix}.\n\n\
-             | layer | bytes a token | queries | time | spread | GB/s | TFLOP/s | of the floor |\n\
+             | layer | bytes a token | queries | time | spread | reads | computes | of the floor |\n\
              |---|---:|---:|---:|---:|---:|---:|---:|\n"
         );
         for (lane, row) in self.rows() {
@@ -122,14 +122,14 @@ impl Measured {
                 row.of_floor.map_or("–".into(), |share| format!("{:.0} %", 100.0 * share));
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {:.0} % | {:.1} | {:.2} | {of_floor} |",
+                "| {} | {} | {} | {} | {:.0} % | {} | {} | {of_floor} |",
                 lane.name,
                 row.token_bytes,
                 row.q_len,
                 duration(row.median),
                 100.0 * row.spread,
-                row.bytes_per_s / 1e9,
-                row.flops_per_s / 1e12,
+                in_units(row.bytes_per_s, "B/s"),
+                in_units(row.flops_per_s, "FLOP/s"),
             );
         }
         text
@@ -155,7 +155,7 @@ impl Measured {
         canvas::draw(size(bottom), |canvas| {
             self.titles(canvas, "Measured under the roof of the same run")?;
             let ticks = axis.ticks(10.0, &[1.0, 2.0, 5.0]);
-            let title = "FLOPs per byte of cache read; the number over a dot is of query tokens";
+            let title = "FLOPs per byte of cache read; the number under a dot is of query tokens";
             grid(canvas, &axis, &ticks, (TOP, bottom), title)?;
             roof(canvas, &self.device, &axis, bottom, &reached)?;
             let rates = rates(&self.device, &axis, &reached);
@@ -167,7 +167,7 @@ impl Measured {
                     let x = axis.at(row.intensity);
                     canvas.dot((x, rates.at(row.flops_per_s)), 5, colour)?;
                     canvas.dot((x, y), 5, colour)?;
-                    canvas.text(&row.q_len.to_string(), (x, y - 7), 12, Side::Above)?;
+                    canvas.text(&row.q_len.to_string(), (x, y + 7), 11, Side::Below)?;
                 }
             }
             Ok(())
@@ -254,7 +254,8 @@ fn duration(seconds: f64) -> String {
         _ if seconds < 1e-4 => format!("{:.1} µs", seconds * 1e6),
         _ if seconds < 1e-3 => format!("{:.0} µs", seconds * 1e6),
         _ if seconds < 1e-2 => format!("{:.2} ms", seconds * 1e3),
-        _ => format!("{:.1} ms", seconds * 1e3),
+        _ if seconds < 1e-1 => format!("{:.1} ms", seconds * 1e3),
+        _ => format!("{:.0} ms", seconds * 1e3),
     }
 }
 
@@ -326,7 +327,7 @@ mod tests {
         assert_eq!(shape, [("GLA-2", vec![1, 2]), ("MLA", vec![1])]);
         let text = measured.markdown();
         assert!(
-            text.contains("| MLA | 1152 | 1 | 400 µs | 1 % | 3000.0 | 750.00 | 98 % |"),
+            text.contains("| MLA | 1152 | 1 | 400 µs | 1 % | 3 TB/s | 750 TFLOP/s | 98 % |"),
             "{text}"
         );
         assert!(text.contains("commit 0123"));

@@ -9,6 +9,7 @@
 
 mod figure;
 mod options;
+mod page;
 mod report;
 
 use clap::Parser;
@@ -26,7 +27,7 @@ use report::{Pool, Run};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 type Failure = Box<dyn std::error::Error>;
@@ -50,10 +51,11 @@ fn run(options: &Options) -> Result<(), Failure> {
     let loads = loads(options)?;
     // Found now, not after the last run.
     let named = |path: &Path, error| format!("{}: {error}", path.display());
-    let mut svg = match &options.svg {
-        Some(path) => Some(File::create(path).map_err(|error| named(path, error))?),
-        None => None,
+    let create = |path: &Option<PathBuf>| {
+        let create = |path: &PathBuf| File::create(path).map_err(|error| named(path, error));
+        path.as_ref().map(create).transpose()
     };
+    let (mut svg, mut page) = (create(&options.svg)?, create(&options.page)?);
     let mut out = std::io::stdout().lock();
     let mut runs = Vec::new();
     for &variant in &options.variant {
@@ -77,6 +79,13 @@ fn run(options: &Options) -> Result<(), Failure> {
     }
     if let Some(file) = &mut svg {
         file.write_all(figure::latency(&runs)?.as_bytes())?;
+    }
+    if let Some(file) = &mut page {
+        // Pages of the book see figures one folder up.
+        let figure = options.svg.as_deref().and_then(Path::file_name);
+        let figure = figure.map(|name| Path::new("../figures").join(name));
+        let text = page::page(&backend.identity(), options, &runs, figure.as_deref())?;
+        file.write_all(text.as_bytes())?;
     }
     Ok(())
 }

@@ -93,6 +93,10 @@ pub(crate) struct Options {
     /// Draw latency against load
     #[arg(long, value_name = "FILE", conflicts_with = "trace")]
     pub(crate) svg: Option<PathBuf>,
+
+    /// Write the report as a page of the book, which shows the figure where there is one
+    #[arg(long, value_name = "FILE", conflicts_with = "trace")]
+    pub(crate) page: Option<PathBuf>,
 }
 
 impl Options {
