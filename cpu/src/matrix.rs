@@ -149,8 +149,10 @@ impl MatrixRun<'_> {
                     see(shared, task, first + start, (count - start).min(BLOCK), sees);
                 }
             }
-            // The next block too, to ask for its rows in time.
-            let both = (task.positions.end - first).min(2 * MATRIX_BLOCK);
+            // The next block too, where its rows are asked for in time (`Block::ahead`).
+            let tied = matches!(shared.geometry.row(), Row::Tied { .. });
+            let located = if tied { MATRIX_BLOCK } else { 2 * MATRIX_BLOCK };
+            let both = (task.positions.end - first).min(located);
             let located = locate(shared, task.sequence, first, both, offsets);
             let [(a, next_a), (b, next_b)] = located.map(|part| part.split_at(count));
             let block = Block {
