@@ -8,7 +8,7 @@
 
 use half::bf16;
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
 use std::sync::OnceLock;
 
 /// Rows of a tile.
@@ -71,11 +71,22 @@ impl Drop for Tiles {
     }
 }
 
+fn cpuid(leaf: u32) -> CpuidResult {
+    #[allow(
+        unused_unsafe,
+        reason = "later compilers than the oldest supported know that it is safe"
+    )]
+    // SAFETY: every x86-64 processor has the instruction, and answers any leaf.
+    unsafe {
+        __cpuid_count(leaf, 0)
+    }
+}
+
 fn ask() -> Result<(), &'static str> {
     const TILE: u32 = 1 << 24;
     const BF16: u32 = 1 << 22;
     const OSXSAVE: u32 = 1 << 27;
-    let leaf = __cpuid_count(7, 0);
+    let leaf = cpuid(7);
     if leaf.edx & TILE == 0 || leaf.edx & BF16 == 0 {
         return Err("the processor lacks AMX with bf16");
     }
@@ -87,7 +98,7 @@ fn ask() -> Result<(), &'static str> {
     if !vectors {
         return Err("the processor lacks AVX-512 F, BW, DQ, VL or BF16");
     }
-    if __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
+    if cpuid(1).ecx & OSXSAVE == 0 {
         return Err("the system does not manage extended registers");
     }
     // SAFETY: OSXSAVE says that the instruction exists.
