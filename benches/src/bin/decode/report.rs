@@ -51,7 +51,7 @@ pub(crate) fn ceilings(ceilings: &Ceilings) -> String {
     )
 }
 
-/// Names of the columns of [`line`].
+/// Names of the columns of [`line()`].
 pub(crate) fn head(width: usize) -> String {
     format!(
         "{:<width$} {:>10} {:>7} {:>10} {:>9} {:>8} {:>10} {:>8}  kernel",
