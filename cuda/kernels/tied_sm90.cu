@@ -80,6 +80,12 @@ struct Traits {
   static constexpr i32 USEFUL = CONSUMER_GROUPS == 1 ? IN_FLIGHT_BYTES / STAGE_BYTES : 8;
   static constexpr i32 STAGES = FIT < USEFUL ? FIT : USEFUL;
 
+  // Two groups hold about two of four stages; more than the other two on their way only queue.
+  // PERF: q_len 2, at most 1 / 2 / 3 under way / no limit: half 256.8 / 252.3 / 253.2 / 254.7 us,
+  // B 16 85.2 / 84.0 / 86.0 / 86.5, GLA 455.9 / 448.1 / 449.7 / 450.9. One group gains nothing:
+  // half at q_len 1 249.7 / 244.7 / - / 244.4.
+  static constexpr i32 UNDER_WAY = CONSUMER_GROUPS == 2 ? 80 * 1024 / STAGE_BYTES : NO_LIMIT;
+
   static_assert(N % 64 == 0 && R % 64 == 0 && S % 64 == 0 && N <= S && N + R > 0);
   static_assert(S == 64 || S == 128 || S == 256, "one wgmma spans the accumulator");
   static_assert(ROWS == 64 || ROWS == 128);
@@ -192,8 +198,8 @@ __device__ __forceinline__ void produce(const Attend& a, const TensorMap* state_
   if constexpr (Traits::BOXES) {
     if (threadIdx.x / 32 != Traits::CONSUMER_WARPS) return;
     for_each_item(a.schedule, a.group, [&](const Item& item) {
-      load_item_boxes(item, a.batch, state_map, rope_map, shared.stages, shared.ring, cursor,
-                      a.status);
+      load_item_boxes<false, Traits::UNDER_WAY>(item, a.batch, state_map, rope_map, shared.stages,
+                                                shared.ring, cursor, a.status);
     });
   } else {
     for_each_item(a.schedule, a.group, [&](const Item& item) {

@@ -61,15 +61,18 @@ fn panel(
     let busiest = runs.iter().filter_map(|run| run.rate).fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .margin(14)
-        .caption(title, text(16))
-        .x_label_area_size(36)
-        .y_label_area_size(52)
+        .caption(title, text(19))
+        .x_label_area_size(44)
+        .y_label_area_size(60)
         .build_cartesian_2d(0.0..busiest * 1.08, (low / 1.4..high * 1.4).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("requests per second")
+        // More would collide on a logarithmic axis of a few decades.
+        .y_labels(4)
         .axis_style(INK)
-        .label_style(text(12))
+        .axis_desc_style(text(16))
+        .label_style(text(15))
         .bold_line_style(INK.mix(0.3))
         .light_line_style(TRANSPARENT)
         .x_label_formatter(&|value| format!("{}", (value * 1e3).round() / 1e3))
@@ -105,11 +108,11 @@ fn draw_legend(area: &Area<'_>, runs: &[&Run]) -> Result<(), Failure> {
         area.draw(&Circle::new((x + 11, 16), 3, style.filled()))?;
         let name = variant.name().to_uppercase();
         let name = if preemption == Preemption::Swap { format!("{name} swapping") } else { name };
-        area.draw(&Text::new(name.clone(), (x + 28, 16), left(13)))?;
-        x += 44 + 8 * name.len() as i32;
+        area.draw(&Text::new(name.clone(), (x + 28, 16), left(16)))?;
+        x += 46 + 10 * name.len() as i32;
     }
-    area.draw(&Text::new("filled: median", (x + 16, 16), left(13)))?;
-    area.draw(&Text::new("hollow: 99th percentile", (x + 126, 16), left(13)))?;
+    area.draw(&Text::new("filled: median", (x + 16, 16), left(16)))?;
+    area.draw(&Text::new("hollow: 99th percentile", (x + 136, 16), left(16)))?;
     Ok(())
 }
 

@@ -16,15 +16,18 @@ constexpr i32 BOX_PRODUCERS = 1;
 // leaving first too: 37.1, 72.6, 249.7, 441.
 constexpr i32 SHORT_ITEM_TOKENS = 40 * TILE_TOKENS;
 
+constexpr i32 NO_LIMIT = 1 << 20;
+
 // Called by one warp. Both maps are 5-D: (64 columns, token, block of 64 columns, head, page); a
 // box of the state map has a stage's tokens, a part's blocks and the item's heads.
 //
 // Page ids are fetched for 32 stages at a time, one a lane, so the table's latency is paid once in
 // 32. A page id outside the cache is passed on as it is: the copy engine reads nothing outside the
-// tensor and fills in zeros, and the stage is flagged. A stage of several parts, which cut its
-// states by columns, has a pair of barriers for each; the rope key comes with the first. Where
-// SECOND_HAS_HEADS the second map is not a rope key's but has the item's heads, as the first does.
-template <bool SECOND_HAS_HEADS = false, i32 STAGES, class Stage>
+// tensor and fills in zeros, and the stage is flagged. At most UNDER_WAY stages are asked for and
+// not yet there. A stage of several parts, which cut its states by columns, has a pair of barriers
+// for each; the rope key comes with the first. Where SECOND_HAS_HEADS the second map is not a rope
+// key's but has the item's heads, as the first does.
+template <bool SECOND_HAS_HEADS = false, i32 UNDER_WAY = NO_LIMIT, i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& batch,
                                                 const TensorMap* state_map,
                                                 const TensorMap* rope_map, Stage* stages,
@@ -50,6 +53,10 @@ __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& b
         constexpr i32 BLOCKS = Stage::STATE_BLOCKS / Stage::PARTS;
         const i32 slot = cursor.stage * Stage::PARTS + part;
         u64* full = &ring.full[slot];
+        if constexpr (UNDER_WAY < STAGES) {
+          const Cursor<STAGES> earlier = cursor.back(UNDER_WAY);
+          ptx::mbarrier_wait(&ring.full[earlier.stage * Stage::PARTS + part], earlier.parity);
+        }
         ptx::mbarrier_wait(&ring.empty[slot], cursor.parity ^ 1);
         ring.bad_page[slot] = bad;
         ptx::mbarrier_arrive_expect(full, Stage::part_bytes(part));

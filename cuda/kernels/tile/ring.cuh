@@ -59,4 +59,11 @@ struct Cursor {
       parity ^= 1;
     }
   }
+
+  // The position `stages` < STAGES before this one. Before the first round the parity is that of a
+  // phase that counts as complete.
+  __device__ __forceinline__ Cursor back(i32 stages) const {
+    const i32 before = stage - stages;
+    return before < 0 ? Cursor{before + STAGES, parity ^ 1} : Cursor{before, parity};
+  }
 };

@@ -51,10 +51,10 @@ fn bench<R: Rig>(rig: &R, options: &Options, entries: &[Entry]) -> Outcome<()> {
     let ceilings = rig.ceilings()?;
     let asked = entries.iter().filter(|entry| entry.asked);
     let width = asked.clone().map(|entry| entry.workload.name.len()).max().unwrap_or(0);
-    let print = |text: String| {
-        if !options.json {
-            println!("{text}");
-        }
+    // What is for people makes way for what is for programs.
+    let print = |text: String| match options.json {
+        true => eprintln!("{text}"),
+        false => println!("{text}"),
     };
     print(format!("{identity}\n{}\n", report::ceilings(&ceilings)));
     print(report::head(width));

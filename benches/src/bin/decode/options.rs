@@ -105,7 +105,7 @@ pub(crate) struct Options {
     /// stay in the processor's
     #[arg(long, default_value_t = 768)]
     pub(crate) cold: usize,
-    /// Print one JSON document in place of the table
+    /// Print one JSON document; the table goes to standard error
     #[arg(long)]
     pub(crate) json: bool,
 }

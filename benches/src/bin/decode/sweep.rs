@@ -86,20 +86,33 @@ fn peers() -> Result<Vec<Workload>, InvalidGeometry> {
     Ok(all)
 }
 
-/// The paper's section 5.3 and appendix B.6: MLA against GLA with two latent heads at 128 query
-/// heads, by length, by query length, and by page size.
+/// The paper's section 5.3 (figures 4 and 15), B.5 (page size) and B.6 (tables 44 and 45, whose head
+/// count is not stated: 128 here): MLA against GLA with two latent heads, of which each of two devices
+/// has one.
 fn paper() -> Result<Vec<Workload>, InvalidGeometry> {
-    let kinds = [("mla", Geometry::mla(128, 512, 64)?), ("gla2", Geometry::gla(128, 2, 256, 64)?)];
+    let mla = Geometry::mla(128, 512, 64)?;
     let mut all = Vec::new();
-    for (name, geometry) in kinds {
+    for (name, geometry) in [("mla", mla), ("gla2", Geometry::gla(128, 2, 256, 64)?)] {
         for q_len in [1, 2] {
-            for kv_len in [1024, 2048, 4096, 8192, 16384, 32768] {
+            for kv_len in [1024, 2048, 4096, 8192, 16384, 32768, 65536] {
                 let title = format!("{name} B128 L{kv_len} q{q_len}");
                 all.push(Workload::new(title, geometry, 128, kv_len, q_len));
             }
         }
-        let title = format!("{name} B128 L8192 q1 page 1");
-        all.push(Workload { page_size: 1, ..Workload::new(title, geometry, 128, 8192, 1) });
+        let title = format!("{name} B128 L8192 q2 page 1");
+        all.push(Workload { page_size: 1, ..Workload::new(title, geometry, 128, 8192, 2) });
+    }
+    for (name, geometry) in [("mla", mla), ("gla2 half", Geometry::gla(64, 1, 256, 64)?)] {
+        for kv_len in [2048, 8192, 32768, 131_072] {
+            let title = format!("{name} B1 L{kv_len} q1");
+            all.push(Workload::new(title, geometry, 1, kv_len, 1));
+        }
+        for longest in [8192, 16384, 32768, 65536] {
+            let title = format!("{name} B16 15xL1024+L{longest} q1");
+            let mut lens = vec![1024; 15];
+            lens.push(longest);
+            all.push(Workload { lens, ..Workload::new(title, geometry, 0, 0, 1) });
+        }
     }
     Ok(all)
 }
