@@ -8,6 +8,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::TextStyle;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use std::ops::Range;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -64,11 +65,11 @@ fn panel(
         .caption(title, text(19))
         .x_label_area_size(44)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..busiest * 1.08, (low / 1.4..high * 1.4).log_scale())?;
+        .build_cartesian_2d(0.0..busiest * 1.08, decades(low, high).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("requests per second")
-        // More would collide on a logarithmic axis of a few decades.
+        // A label a decade: more would collide.
         .y_labels(4)
         .axis_style(INK)
         .axis_desc_style(text(16))
@@ -143,6 +144,11 @@ fn text(size: u32) -> TextStyle<'static> {
 
 fn left(size: u32) -> TextStyle<'static> {
     text(size).pos(Pos::new(HPos::Left, VPos::Center))
+}
+
+/// Whole powers of ten around both, with room for the label of the lower.
+fn decades(low: f64, high: f64) -> Range<f64> {
+    0.999 * 10f64.powf(low.log10().floor())..10f64.powf(high.log10().ceil())
 }
 
 /// As many digits as tell neighbouring ticks apart.
