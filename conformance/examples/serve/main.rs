@@ -49,13 +49,16 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), Failure> {
     let backend = engines::open(&options.backend)?;
     let loads = loads(options)?;
-    // Found now, not after the last run.
-    let named = |path: &Path, error| format!("{}: {error}", path.display());
-    let create = |path: &Option<PathBuf>| {
-        let create = |path: &PathBuf| File::create(path).map_err(|error| named(path, error));
-        path.as_ref().map(create).transpose()
+    // Whether they can be written is found now, not after the last run; what they hold stays until then.
+    let open = |path: &Option<PathBuf>| {
+        let mut how = File::options();
+        how.write(true).create(true).truncate(false);
+        let open = |path: &PathBuf| {
+            how.open(path).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        path.as_ref().map(open).transpose()
     };
-    let (mut svg, mut page) = (create(&options.svg)?, create(&options.page)?);
+    let (svg, page) = (open(&options.svg)?, open(&options.page)?);
     let mut out = std::io::stdout().lock();
     let mut runs = Vec::new();
     for &variant in &options.variant {
@@ -77,14 +80,16 @@ fn run(options: &Options) -> Result<(), Failure> {
     } else {
         write!(out, "{}", report::table(&backend.identity(), options, &runs)?)?;
     }
-    if let Some(file) = &mut svg {
+    // Pages of the book see figures one folder up.
+    let figure = options.svg.as_deref().and_then(Path::file_name);
+    let figure = figure.map(|name| Path::new("../figures").join(name));
+    let text = page::page(&backend.identity(), options, &runs, figure.as_deref())?;
+    if let Some(mut file) = svg {
+        file.set_len(0)?;
         file.write_all(figure::latency(&runs)?.as_bytes())?;
     }
-    if let Some(file) = &mut page {
-        // Pages of the book see figures one folder up.
-        let figure = options.svg.as_deref().and_then(Path::file_name);
-        let figure = figure.map(|name| Path::new("../figures").join(name));
-        let text = page::page(&backend.identity(), options, &runs, figure.as_deref())?;
+    if let Some(mut file) = page {
+        file.set_len(0)?;
         file.write_all(text.as_bytes())?;
     }
     Ok(())
