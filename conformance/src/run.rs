@@ -95,7 +95,7 @@ impl Suite {
     pub fn conclude(&self, arguments: &Arguments) -> Conclusion {
         let mut trials: Vec<Trial> = Vec::new();
         for engine in &self.engines {
-            trials.extend(self.trials(engine));
+            trials.extend(self.trials(engine, arguments.list));
         }
         let names: Vec<String> = trials.iter().map(|trial| trial.name().to_owned()).collect();
         let stale: Vec<String> = match &self.shared.budget.case {
@@ -110,7 +110,7 @@ impl Suite {
     }
 
     /// All trials of one engine, or the one that says why there are none.
-    fn trials(&self, engine: &Arc<Registered>) -> Vec<Trial> {
+    fn trials(&self, engine: &Arc<Registered>, listing: bool) -> Vec<Trial> {
         let name = engine.name().to_owned();
         let backend = match engine.build() {
             Ok(backend) => backend,
@@ -118,16 +118,22 @@ impl Suite {
                 let unavailable =
                     matches!(error, grouped_attention::EngineError::Unavailable { .. });
                 let required = self.shared.budget.required.contains(&name);
+                let ended = match unavailable && !required {
+                    true => Ended::Skipped,
+                    false => Ended::Failed,
+                };
+                // nextest leaves out what the list says is ignored. Elsewhere the trial is run, for
+                // its reason to be seen.
+                let left_out = listing && ended == Ended::Skipped;
                 let shared = Arc::clone(&self.shared);
-                return vec![Trial::ignorable_test(format!("{name}/available"), move || {
-                    let ended =
-                        if unavailable && !required { Ended::Skipped } else { Ended::Failed };
+                let trial = Trial::ignorable_test(format!("{name}/available"), move || {
                     shared.tally.trial(&name, ended);
                     match ended {
                         Ended::Skipped => Ok(Completion::ignored_with(&error)),
                         _ => Err(Failed::from(error.to_string())),
                     }
-                })];
+                });
+                return vec![trial.with_ignored_flag(left_out)];
             }
         };
         let under_test = UnderTest {

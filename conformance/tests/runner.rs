@@ -35,6 +35,15 @@ fn a_case_runs_from_its_line_on_every_engine() {
     assert_eq!((done.num_passed, done.num_ignored, done.num_failed), (2, 1, 0));
 }
 
+/// What cargo-nextest asks for before it runs anything: nothing runs, and nothing is counted.
+#[test]
+fn a_list_runs_nothing() {
+    let suite = Suite::new(vec![present(), absent()], "", one_case()).expect("a suite");
+    let list = Arguments { list: true, quiet: true, ..Arguments::default() };
+    let done = suite.conclude(&list);
+    assert_eq!((done.num_passed, done.num_ignored, done.num_failed), (0, 0, 0));
+}
+
 #[test]
 fn an_absent_engine_fails_where_it_is_required() {
     let budget = Budget { required: vec!["absent".into()], ..one_case() };

@@ -80,3 +80,46 @@ impl Arithmetic {
         Arithmetic { step, probability: operand.unit_roundoff(), ..Arithmetic::f32(exp, tile) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // [S-7.1], [S-7.2]
+    #[test]
+    fn declarations_are_what_their_names_say() {
+        let roundoff = |bits: i32| 2f64.powi(-bits);
+        assert_eq!(
+            Arithmetic::F64,
+            Arithmetic {
+                product: roundoff(53),
+                accumulation: roundoff(53),
+                truncates: false,
+                step: 1,
+                vector: roundoff(53),
+                probability: 0.0,
+                exp: roundoff(52),
+                tile: usize::MAX,
+                parts: 1,
+                flushes_subnormals: false,
+                batch_invariant: true,
+            }
+        );
+        let single = Arithmetic::f32(1e-7, 64);
+        assert_eq!(
+            single,
+            Arithmetic {
+                product: 0.0,
+                accumulation: roundoff(24),
+                vector: roundoff(24),
+                exp: 1e-7,
+                tile: 64,
+                ..Arithmetic::F64
+            }
+        );
+        assert_eq!(
+            Arithmetic::matrix(Dtype::Bf16, 16, 1e-7, 64),
+            Arithmetic { step: 16, probability: roundoff(8), ..single }
+        );
+    }
+}

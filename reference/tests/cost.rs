@@ -210,6 +210,7 @@ fn a_step_by_hand_s_6_5() {
     let roofline = device.roofline(&cost);
     assert_eq!((roofline.seconds, roofline.bound), (2.0, Bound::Compute));
     let device = Device::new(480.0, 900.0).expect("legal rates");
+    assert_eq!((device.bandwidth(), device.flops()), (480.0, 900.0));
     let roofline = device.roofline(&cost);
     assert_eq!((roofline.seconds, roofline.bound), (2.0, Bound::Memory));
     assert_eq!(StepCost::new(&geometry, Dtype::F32, []).bytes(), 0.0);
@@ -274,5 +275,17 @@ proptest! {
                     || (!heads.is_multiple_of(degree) && !degree.is_multiple_of(heads))
             ),
         }
+    }
+}
+
+/// [S-6.7]: of 3 query tokens each shared row serves 3 times as many heads.
+#[test]
+fn intensity_without_rope_grows_with_query_tokens() {
+    let gqa = Geometry::gqa(32, 8, 128).expect("legal");
+    let gta = Geometry::gta(32, 8, 128).expect("legal");
+    for (q_len, separate) in [(1, 4.0), (3, 12.0)] {
+        assert_eq!(intensity_without_rope(&gqa, Dtype::Bf16, q_len), separate);
+        assert_eq!(intensity_without_rope(&gta, Dtype::Bf16, q_len), 2.0 * separate);
+        assert_eq!(intensity_without_rope(&gta, Dtype::F32, q_len), separate);
     }
 }

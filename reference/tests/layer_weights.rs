@@ -345,6 +345,40 @@ fn missing_and_contradictory_keys_are_named() {
 }
 
 /// Configurations in the spellings that published files have.
+/// `head_dim` may be left out, as HuggingFace's Llama does: then it is D / h_q.
+#[test]
+fn heads_share_the_width_where_their_own_is_not_given() {
+    let config = LayerConfig {
+        hidden_size: 24,
+        num_attention_heads: 4,
+        num_key_value_heads: Some(2),
+        ..LayerConfig::default()
+    };
+    let tensors = Tensors::of(
+        &[
+            ("q_proj.weight", &[24, 24]),
+            ("k_proj.weight", &[12, 24]),
+            ("v_proj.weight", &[12, 24]),
+            ("o_proj.weight", &[24, 24]),
+        ],
+        Dtype::F32,
+    );
+    let layer = tensors.load(LayerKind::Gqa, &config).expect("a layer");
+    let given = LayerConfig { head_dim: Some(6), ..config.clone() };
+    assert_eq!(tensors.load(LayerKind::Gqa, &given).expect("a layer"), layer);
+
+    let none = LayerConfig { hidden_size: 0, num_attention_heads: 0, ..config };
+    let error = tensors.load(LayerKind::Gqa, &none).expect_err("no heads");
+    assert_eq!(
+        error,
+        LayerError::Inconsistent {
+            key: "hidden_size",
+            expected: "a multiple of 0 heads".to_owned(),
+            got: "0".to_owned(),
+        }
+    );
+}
+
 #[test]
 fn rope_is_read_in_every_published_spelling() {
     let rope = |kind, keys: &str| {

@@ -53,9 +53,8 @@ fn run(options: &Options) -> Result<(), Failure> {
     let open = |path: &Option<PathBuf>| {
         let mut how = File::options();
         how.write(true).create(true).truncate(false);
-        let open = |path: &PathBuf| {
-            how.open(path).map_err(|error| format!("{}: {error}", path.display()))
-        };
+        let open =
+            |path: &PathBuf| how.open(path).map_err(|error| format!("{}: {error}", path.display()));
         path.as_ref().map(open).transpose()
     };
     let (svg, page) = (open(&options.svg)?, open(&options.page)?);

@@ -60,3 +60,23 @@ impl Trained {
         o
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// [S-5.16]: scores are taken from their maximum, so that none is too large for an exponential.
+    #[test]
+    fn large_scores_are_harmless() {
+        let trained = Trained {
+            h_q: 1,
+            heads: 1,
+            d_k: 1,
+            d_v: 1,
+            q: vec![1.0, 1.0],
+            k: vec![800.0, 800.0],
+            v: vec![1.0, 3.0],
+        };
+        assert_eq!(trained.attend(1.0, 2), [1.0, 2.0]);
+    }
+}
