@@ -15,6 +15,7 @@ fn a_vector_is_divided_by_its_root_mean_square() {
 #[test]
 fn eps_is_inside_the_root() {
     let norm = RmsNorm::new(vec![1.0, 2.0], 24.0).unwrap();
+    assert_eq!((norm.width(), norm.eps()), (2, 24.0));
     let mut x = [1.0, 1.0];
     norm.apply(&mut x);
     assert_eq!(x, [0.2, 0.4]);

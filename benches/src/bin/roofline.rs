@@ -8,6 +8,7 @@ use grouped_attention_benches::roofline::shape::Shape;
 use grouped_attention_benches::roofline::{figure, table, this};
 use std::error::Error;
 use std::fmt::Display;
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,7 +62,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     if let Some(path) = &options.bench {
         let measured = Measured::new(&Results::read(path)?)?;
-        println!("{}", measured.markdown().trim_end());
+        writeln!(std::io::stdout(), "{}", measured.markdown().trim_end())?;
         let figures = [("speed", measured.speed()?), ("roofline-measured", measured.roofline()?)];
         return write(options, figures);
     }
@@ -69,10 +70,11 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         Choice::This => this::measured()?,
         Choice::Named(device) => device.clone(),
     };
-    println!("{device}; ridge {:.1} FLOP/byte", device.device.ridge());
+    writeln!(std::io::stdout(), "{device}; ridge {:.1} FLOP/byte", device.device.ridge())?;
     for shape in [Shape::llama()?, Shape::deepseek()?] {
         let (degrees, q_len) = (&options.tp, options.q_len.get());
-        println!("\n{}", table::markdown(&shape, &device, degrees, q_len)?.trim_end());
+        let text = table::markdown(&shape, &device, degrees, q_len)?;
+        writeln!(std::io::stdout(), "\n{}", text.trim_end())?;
         let bytes = figure::bytes(&shape, degrees)?;
         let roofline = figure::roofline(&shape, &device, degrees, q_len)?;
         let key = shape.key;

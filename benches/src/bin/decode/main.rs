@@ -25,6 +25,7 @@ use grouped_attention_benches::results::Results;
 use indicatif::{ProgressBar, ProgressStyle};
 use options::{Engine, Options};
 use rig::{Outcome, Rig};
+use std::io::Write;
 use std::process::ExitCode;
 use sweep::Entry;
 
@@ -53,11 +54,11 @@ fn bench<R: Rig>(rig: &R, options: &Options, entries: &[Entry]) -> Outcome<()> {
     let width = asked.clone().map(|entry| entry.workload.name.len()).max().unwrap_or(0);
     // What is for people makes way for what is for programs.
     let print = |text: String| match options.json {
-        true => eprintln!("{text}"),
-        false => println!("{text}"),
+        true => writeln!(std::io::stderr(), "{text}"),
+        false => writeln!(std::io::stdout(), "{text}"),
     };
-    print(format!("{identity}\n{}\n", report::ceilings(&ceilings)));
-    print(report::head(width));
+    print(format!("{identity}\n{}\n", report::ceilings(&ceilings)))?;
+    print(report::head(width))?;
     let bar = ProgressBar::new(asked.count() as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")?);
     let mut rows = vec![None; entries.len()];
@@ -66,14 +67,14 @@ fn bench<R: Rig>(rig: &R, options: &Options, entries: &[Entry]) -> Outcome<()> {
         let timed = rig::run(rig, &entry.workload, options)
             .map_err(|error| format!("{}: {error}", entry.workload.name))?;
         let row = report::row(&entry.workload, &timed);
-        bar.suspend(|| print(report::line(&row, timed.measured.best(), width)));
+        bar.suspend(|| print(report::line(&row, timed.measured.best(), width)))?;
         *slot = Some(row);
         bar.inc(1);
     }
     bar.finish_and_clear();
     if entries.iter().any(|entry| entry.goal.is_some()) {
-        print(format!("\n{}", report::goals(entries, &rows)));
-        print(format!("after the last row: {}", report::ceilings(&rig.ceilings()?)));
+        print(format!("\n{}", report::goals(entries, &rows)))?;
+        print(format!("after the last row: {}", report::ceilings(&rig.ceilings()?)))?;
     }
     if options.json {
         let results = Results {
@@ -84,7 +85,7 @@ fn bench<R: Rig>(rig: &R, options: &Options, entries: &[Entry]) -> Outcome<()> {
             ceilings,
             rows: rows.into_iter().flatten().collect(),
         };
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&results)?)?;
     }
     Ok(())
 }
