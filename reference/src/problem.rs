@@ -184,3 +184,19 @@ pub enum Unsupported {
         what: String,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// [S-3.21]: the mode is asked for, and nothing else changes with it.
+    #[test]
+    fn batch_invariance_is_asked_for() {
+        let geometry = Geometry::gqa(2, 1, 4).expect("legal");
+        let plain = Problem::new(geometry, Dtype::F16, 0.5).expect("legal");
+        assert!(!plain.is_batch_invariant());
+        let invariant = plain.clone().batch_invariant();
+        assert!(invariant.is_batch_invariant());
+        assert_eq!(Problem { batch_invariant: false, ..invariant }, plain);
+    }
+}
