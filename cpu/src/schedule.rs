@@ -224,7 +224,7 @@ pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &m
             end
         } else {
             let weight = weight(&tile);
-            let parts = weight.div_ceil(share).min(2 * weight / share);
+            let parts = weight.div_ceil(share);
             let shortest = sizes.min_part(tile.heads.len(), tile.queries.len());
             // As many equal parts as are long enough.
             end.div_ceil(parts.min(end / shortest).max(1))
