@@ -496,6 +496,30 @@ fn parts_that_do_not_fit_are_named_s_5_22() {
         Gla::new(sizes.widths, narrow, half(2)),
         Err(LayerError::Size { what: "width of a norm", expected: 3, got: 2 })
     );
+    let mut short = weights.clone();
+    short.ups[1] = numbers.linear(13, 3, false);
+    assert_eq!(
+        Gla::new(sizes.widths, short, half(2)),
+        Err(LayerError::Shape { tensor: "up".to_owned(), expected: vec![14, 3], got: vec![13, 3] })
+    );
+    let mut low_rank = |down, up, inputs| QueryProjection::LowRank {
+        down: numbers.linear(down, 7, false),
+        norm: numbers.norm(3),
+        up: numbers.linear(up, inputs, false),
+    };
+    let queries = [
+        (low_rank(4, 16, 3), "q down", [3, 7], [4, 7]),
+        (low_rank(3, 15, 3), "q up", [16, 3], [15, 3]),
+        (low_rank(3, 16, 4), "q up", [16, 3], [16, 4]),
+        (QueryProjection::Direct(numbers.linear(15, 7, false)), "q", [16, 7], [15, 7]),
+    ];
+    for (query, tensor, expected, got) in queries {
+        let (tensor, expected, got) = (tensor.to_owned(), expected.to_vec(), got.to_vec());
+        assert_eq!(
+            Gla::new(sizes.widths, GlaWeights { query, ..weights.clone() }, half(2)),
+            Err(LayerError::Shape { tensor, expected, got })
+        );
+    }
     for widths in [
         LatentWidths { d_h: usize::MAX, ..sizes.widths },
         LatentWidths { d_v: usize::MAX / 2, ..sizes.widths },
