@@ -289,3 +289,9 @@ fn intensity_without_rope_grows_with_query_tokens() {
         assert_eq!(intensity_without_rope(&gta, Dtype::F32, q_len), separate);
     }
 }
+
+#[test]
+fn a_sharding_knows_its_degree() {
+    let sharding = Sharding::new(Geometry::gqa(32, 8, 128).expect("legal"), 4).expect("legal");
+    assert_eq!(sharding.degree(), 4);
+}

@@ -109,6 +109,28 @@ fn yarn_blends_past_the_last_pair() {
 }
 
 #[test]
+fn yarn_ends_its_blend_before_the_width() {
+    let scaling = RopeScaling::Yarn {
+        factor: 2.0,
+        beta_fast: 600.0,
+        beta_slow: 1.0,
+        mscale: 1.0,
+        mscale_all_dim: 1.0,
+        original_max_position: 4096,
+        attention_factor: None,
+        truncate: true,
+    };
+    let trained = frequencies(&rope(RopeStyle::HalfSplit, 4, 10.0, RopeScaling::None));
+    let scaled = frequencies(&rope(RopeStyle::HalfSplit, 4, 10.0, scaling));
+    // 4 ln(4096 / (2 pi turns)) / (2 ln 10) is 0.07 at 600 turns and 5.6 at one, which is more than
+    // width - 1: the blend runs from pair 0 to a pair 3 that does not exist.
+    for (i, part) in [0.0, 1.0 / 3.0].into_iter().enumerate() {
+        let expected = trained[i] * (1.0 - part) + trained[i] / 2.0 * part;
+        assert_relative_eq!(scaled[i], expected, max_relative = 1e-14);
+    }
+}
+
+#[test]
 fn yarn_moves_magnitude_from_cos_and_sin_into_the_softmax_scale() {
     let magnitude = |scaling| {
         let rope = rope(RopeStyle::Interleaved, 2, 10_000.0, scaling);
