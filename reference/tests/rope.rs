@@ -87,20 +87,24 @@ fn yarn_blends_between_the_pairs_of_32_turns_and_of_one() {
     }
 }
 
-#[test]
-fn yarn_blends_past_the_last_pair() {
-    let scaling = RopeScaling::Yarn {
+/// YaRN by a factor of two, blending from `beta_fast` turns to one.
+fn halving(beta_fast: f64) -> RopeScaling {
+    RopeScaling::Yarn {
         factor: 2.0,
-        beta_fast: 32.0,
+        beta_fast,
         beta_slow: 1.0,
         mscale: 1.0,
         mscale_all_dim: 1.0,
         original_max_position: 4096,
         attention_factor: None,
         truncate: true,
-    };
+    }
+}
+
+#[test]
+fn yarn_blends_past_the_last_pair() {
     let trained = frequencies(&rope(RopeStyle::HalfSplit, 8, 100.0, RopeScaling::None));
-    let scaled = frequencies(&rope(RopeStyle::HalfSplit, 8, 100.0, scaling));
+    let scaled = frequencies(&rope(RopeStyle::HalfSplit, 8, 100.0, halving(32.0)));
     // 8 ln(4096 / (2 pi turns)) / (2 ln 100) is 2.62 at 32 turns and 5.63 at one, so the blend runs
     // from pair 2 to a pair 6 that does not exist, and the last pair is a quarter of the way.
     for (i, part) in [0.0, 0.0, 0.0, 0.25].into_iter().enumerate() {
@@ -110,18 +114,8 @@ fn yarn_blends_past_the_last_pair() {
 
 #[test]
 fn yarn_ends_its_blend_before_the_width() {
-    let scaling = RopeScaling::Yarn {
-        factor: 2.0,
-        beta_fast: 600.0,
-        beta_slow: 1.0,
-        mscale: 1.0,
-        mscale_all_dim: 1.0,
-        original_max_position: 4096,
-        attention_factor: None,
-        truncate: true,
-    };
     let trained = frequencies(&rope(RopeStyle::HalfSplit, 4, 10.0, RopeScaling::None));
-    let scaled = frequencies(&rope(RopeStyle::HalfSplit, 4, 10.0, scaling));
+    let scaled = frequencies(&rope(RopeStyle::HalfSplit, 4, 10.0, halving(600.0)));
     // 4 ln(4096 / (2 pi turns)) / (2 ln 10) is 0.07 at 600 turns and 5.6 at one, which is more than
     // width - 1: the blend runs from pair 0 to a pair 3 that does not exist.
     for (i, part) in [0.0, 1.0 / 3.0].into_iter().enumerate() {
