@@ -52,7 +52,7 @@ impl<'a> Ahead<'a> {
             let Some(strip) = self.strips.get(self.next.0) else {
                 return;
             };
-            strip.prefetch_far(lanes, self.next.1);
+            strip.prefetch(lanes, self.next.1);
             self.next.1 += 1;
         }
     }

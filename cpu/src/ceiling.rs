@@ -94,7 +94,7 @@ impl Job for Sum<'_> {
         for (index, chunk) in self.share.chunks_exact(8 * L::LANES).enumerate() {
             if self.reading == Reading::Prefetching {
                 for line in 0..L::LANES / 2 {
-                    lanes.prefetch(self.share, index * 8 * L::LANES + AHEAD + line * 16);
+                    lanes.prefetch_near(self.share, index * 8 * L::LANES + AHEAD + line * 16);
                 }
             }
             for (sum, x) in sums.iter_mut().zip(chunk.chunks_exact(L::LANES)) {

@@ -2,7 +2,8 @@
 //! products are faer's.
 //!
 //! A dot kernel widens every key again for each four rows and adds across lanes for each score. From
-//! [`ROWS`] rows on it is cheaper to write the block down in f32 and to multiply matrices.
+//! [`Lanes::DENSE_ROWS`] rows on it is cheaper to write the block down in f32 and to multiply
+//! matrices.
 
 use crate::lanes::{Lanes, Unit};
 use crate::plan::{Padded, UNIT};
@@ -12,9 +13,6 @@ use crate::strip::Strip;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use grouped_attention::Row;
-
-/// Rows of a head from which a block is widened.
-pub(crate) const ROWS: usize = 12;
 
 /// Elements between rows, so that those of a column do not fall into a few sets of the first-level
 /// cache.

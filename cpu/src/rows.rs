@@ -10,6 +10,7 @@
 
 use crate::lanes::{Lanes, Unit};
 use crate::strip::Strip;
+use std::ops::Range;
 
 /// Some rows of an array of f32.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +74,7 @@ pub(crate) fn scores<L: Lanes, E: Unit>(
         j = score_all::<L, E, 2>(lanes, q, rows, keys, j, scores, stride, ahead);
     }
     while j < positions {
-        score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride);
+        score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride, ahead);
         j += 1;
     }
 }
@@ -93,13 +94,10 @@ fn score_all<L: Lanes, E: Unit, const T: usize>(
     // Code for partial units takes registers even where it never runs.
     let tails = keys.iter().any(|(strip, _)| !strip.width().is_multiple_of(L::UNIT));
     while j + T <= keys[0].0.len() {
-        for t in 0..T {
-            ahead.prefetch(lanes, j + t);
-        }
         if tails {
-            score_positions::<L, E, T, true>(lanes, q, rows, keys, j, scores, stride);
+            score_positions::<L, E, T, true>(lanes, q, rows, keys, j, scores, stride, ahead);
         } else {
-            score_positions::<L, E, T, false>(lanes, q, rows, keys, j, scores, stride);
+            score_positions::<L, E, T, false>(lanes, q, rows, keys, j, scores, stride, ahead);
         }
         j += T;
     }
@@ -115,16 +113,21 @@ fn score_positions<L: Lanes, E: Unit, const T: usize, const TAILS: bool>(
     j: usize,
     scores: &mut [f32],
     stride: usize,
+    ahead: Strip<'_, E>,
 ) {
-    let mut i = 0;
+    let (mut i, tiles) = (0, rows.div_ceil(4));
     while i < rows {
         let q = q.after(i);
         let out = &mut scores[i * stride + j..];
+        // An equal share of the rows for each tile.
+        let tile = i / 4;
+        let asked = j + tile * T / tiles..j + (tile + 1) * T / tiles;
+        let ahead = (ahead, asked);
         i += match rows - i {
-            1 => score_tile::<L, E, 1, T, TAILS>(lanes, q, keys, j, out, stride),
-            2 => score_tile::<L, E, 2, T, TAILS>(lanes, q, keys, j, out, stride),
-            3 => score_tile::<L, E, 3, T, TAILS>(lanes, q, keys, j, out, stride),
-            _ => score_tile::<L, E, 4, T, TAILS>(lanes, q, keys, j, out, stride),
+            1 => score_tile::<L, E, 1, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
+            2 => score_tile::<L, E, 2, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
+            3 => score_tile::<L, E, 3, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
+            _ => score_tile::<L, E, 4, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
         };
     }
 }
@@ -138,16 +141,18 @@ fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize, const TAILS: bo
     j: usize,
     scores: &mut [f32],
     stride: usize,
+    ahead: (Strip<'_, E>, Range<usize>),
 ) -> usize {
     let [(first, padded), (second, _)] = keys;
     let rest = Matrix { cells: &q.cells[padded..], stride: q.stride };
     let mut sums = [[lanes.splat(0.0); T]; R];
+    let none = (first.none(), 0..0);
     if TAILS {
-        sums = score_piece::<L, E, R, T, true>(lanes, q, first, j, sums);
-        sums = score_piece::<L, E, R, T, true>(lanes, rest, second, j, sums);
+        sums = score_piece::<L, E, R, T, true>(lanes, q, first, j, sums, ahead);
+        sums = score_piece::<L, E, R, T, true>(lanes, rest, second, j, sums, none);
     } else {
-        sums = score_piece::<L, E, R, T, false>(lanes, q, first, j, sums);
-        sums = score_piece::<L, E, R, T, false>(lanes, rest, second, j, sums);
+        sums = score_piece::<L, E, R, T, false>(lanes, q, first, j, sums, ahead);
+        sums = score_piece::<L, E, R, T, false>(lanes, rest, second, j, sums, none);
     }
     // Four sums across lanes at once, of as many rows as it takes.
     let all = sums.as_flattened();
@@ -173,11 +178,18 @@ fn score_piece<L: Lanes, E: Unit, const R: usize, const T: usize, const TAIL: bo
     strip: Strip<'_, E>,
     j: usize,
     mut sums: [[L::F; T]; R],
+    (ahead, asked): (Strip<'_, E>, Range<usize>),
 ) -> [[L::F; T]; R] {
     let rows: [&[E]; T] = std::array::from_fn(|t| strip.row(j + t));
     let whole = strip.width() / L::UNIT * L::UNIT;
     q.check(R, strip.width().next_multiple_of(L::UNIT));
+    let (mut line, lines) = (0, ahead.lines());
+    let share = if whole == 0 { 0 } else { (lines * L::UNIT).div_ceil(whole) };
     for at in (0..whole).step_by(L::UNIT) {
+        for j in asked.clone() {
+            ahead.prefetch_lines(lanes, j, line..(line + share).min(lines));
+        }
+        line += share;
         let mut keys = [[lanes.splat(0.0); 2]; T];
         for t in 0..T {
             // SAFETY: each row is `width` long, of which `whole` is no more.
@@ -215,45 +227,55 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
     o_stride: usize,
     ahead: Strip<'_, E>,
 ) {
-    let (mut column, mut asked) = (0, 0);
+    // Four rows of four vectors are sixteen registers.
+    let wide = L::REGISTERS >= 32 && values.width() >= 2 * L::UNIT;
+    let run = if wide { 2 * L::UNIT } else { L::UNIT };
+    let tiles = values.width().div_ceil(run) * rows.div_ceil(4);
+    let (mut column, mut tile) = (0, 0);
     while column < values.width() {
-        let left = values.width() - column;
-        // Four rows of four vectors are sixteen registers.
-        let units = if L::REGISTERS >= 32 && left >= 2 * L::UNIT { 2 } else { 1 };
-        // An equal share of the rows for every run of columns.
-        let share = (ahead.len() * units * L::UNIT).div_ceil(values.width());
-        for j in asked..asked + share {
-            ahead.prefetch(lanes, j);
-        }
-        asked += share;
+        // What two units leave at the end of a row is one.
+        let units = if values.width() - column >= run { run / L::UNIT } else { 1 };
         let mut i = 0;
         while i < rows {
             let p = p.after(i);
             let o = &mut o[i * o_stride + column..];
+            // An equal share of every row's lines for each tile.
+            let lines = ahead.lines() * tile / tiles..ahead.lines() * (tile + 1) / tiles;
+            let from = Columns { values, column, units, ahead, lines };
             i += match rows - i {
-                1 => accumulate_rows::<L, E, 1>(lanes, p, values, column, units, o, o_stride),
-                2 => accumulate_rows::<L, E, 2>(lanes, p, values, column, units, o, o_stride),
-                3 => accumulate_rows::<L, E, 3>(lanes, p, values, column, units, o, o_stride),
-                _ => accumulate_rows::<L, E, 4>(lanes, p, values, column, units, o, o_stride),
+                1 => accumulate_rows::<L, E, 1>(lanes, p, from, o, o_stride),
+                2 => accumulate_rows::<L, E, 2>(lanes, p, from, o, o_stride),
+                3 => accumulate_rows::<L, E, 3>(lanes, p, from, o, o_stride),
+                _ => accumulate_rows::<L, E, 4>(lanes, p, from, o, o_stride),
             };
+            tile += 1;
         }
         column += units * L::UNIT;
     }
 }
 
-/// R rows of sums over some units of values, the last of which may be partial if it is the only
-/// one; answers R.
+/// Some columns of values, and what is asked for while they are added.
+struct Columns<'a, E> {
+    values: Strip<'a, E>,
+    column: usize,
+    /// Units from `column` on; the last of a row may be partial if it is the only one.
+    units: usize,
+    ahead: Strip<'a, E>,
+    /// Cache lines of each row of `ahead`.
+    lines: Range<usize>,
+}
+
+/// R rows of sums over some units of values; answers R.
 #[inline(always)]
 fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
     lanes: L,
     p: Matrix<'_>,
-    values: Strip<'_, E>,
-    column: usize,
-    units: usize,
+    from: Columns<'_, E>,
     o: &mut [f32],
     o_stride: usize,
 ) -> usize {
-    assert!(units == 1 || column + units * L::UNIT <= values.width(), "whole units");
+    let (column, units, width) = (from.column, from.units, from.values.width());
+    assert!(units == 1 || column + units * L::UNIT <= width, "whole units");
     // SAFETY: a row has as many whole units from `column` on as are asked for: `units`, or one
     // where the branch says so.
     let unit = |row: &[E], i: usize| unsafe { unit_at(lanes, row, column + i * L::UNIT) };
@@ -263,15 +285,15 @@ fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
                 let ([a, b], [c, d]) = (unit(row, 0), unit(row, 1));
                 [a, b, c, d]
             };
-            accumulate_tile::<L, E, R, 4>(lanes, p, values, pair, o, o_stride);
+            accumulate_tile::<L, E, R, 4>(lanes, p, &from, pair, o, o_stride);
         }
-        _ if column + L::UNIT <= values.width() => {
+        _ if column + L::UNIT <= width => {
             let one = |row: &[E]| unit(row, 0);
-            accumulate_tile::<L, E, R, 2>(lanes, p, values, one, o, o_stride);
+            accumulate_tile::<L, E, R, 2>(lanes, p, &from, one, o, o_stride);
         }
         _ => {
             let rest = |row: &[E]| last_unit(lanes, &row[column..]);
-            accumulate_tile::<L, E, R, 2>(lanes, p, values, rest, o, o_stride);
+            accumulate_tile::<L, E, R, 2>(lanes, p, &from, rest, o, o_stride);
         }
     }
     R
@@ -282,11 +304,12 @@ fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
 fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
     lanes: L,
     p: Matrix<'_>,
-    values: Strip<'_, E>,
+    from: &Columns<'_, E>,
     load: impl Fn(&[E]) -> [L::F; W],
     o: &mut [f32],
     o_stride: usize,
 ) {
+    let Columns { values, ahead, ref lines, .. } = *from;
     let mut sums = [[lanes.splat(0.0); W]; R];
     for r in 0..R {
         for w in 0..W {
@@ -295,6 +318,8 @@ fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
     }
     p.check(R, values.len());
     for j in 0..values.len() {
+        // A few lines for each position: a burst would wait for the ones before it.
+        ahead.prefetch_lines(lanes, j, lines.clone());
         let v = load(values.row(j));
         for r in 0..R {
             // SAFETY: `check` has seen R rows with a number for every position.

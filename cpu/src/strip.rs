@@ -4,6 +4,7 @@ use crate::buffer::Element;
 use crate::cache::Part;
 use crate::lanes::Lanes;
 use grouped_attention::PageId;
+use std::ops::Range;
 
 /// Some positions in one part of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -105,22 +106,34 @@ impl<'a, E> Strip<'a, E> {
         Strip { offsets: &[], ..self }
     }
 
+    /// Cache lines that a row takes if it begins with one.
+    #[inline(always)]
+    pub(crate) fn lines(&self) -> usize {
+        self.width.div_ceil(64 / size_of::<E>())
+    }
+
     /// Asks for row `j`, if there is one.
     #[inline(always)]
     pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
+        self.prefetch_lines(lanes, j, 0..self.lines());
+    }
+
+    /// As [`prefetch`](Self::prefetch), for a row that is used soon.
+    #[inline(always)]
+    pub(crate) fn prefetch_near<L: Lanes>(&self, lanes: L, j: usize) {
         if let Some(offset) = self.offsets.get(j) {
             for line in (0..self.width).step_by(64 / size_of::<E>()) {
-                lanes.prefetch(self.cells, offset + self.head + line);
+                lanes.prefetch_near(self.cells, offset + self.head + line);
             }
         }
     }
 
-    /// As [`prefetch`](Self::prefetch), no nearer than the second-level cache.
+    /// Asks for some lines of row `j`, if there is one.
     #[inline(always)]
-    pub(crate) fn prefetch_far<L: Lanes>(&self, lanes: L, j: usize) {
+    pub(crate) fn prefetch_lines<L: Lanes>(&self, lanes: L, j: usize, lines: Range<usize>) {
         if let Some(offset) = self.offsets.get(j) {
-            for line in (0..self.width).step_by(64 / size_of::<E>()) {
-                lanes.prefetch_far(self.cells, offset + self.head + line);
+            for line in lines {
+                lanes.prefetch(self.cells, offset + self.head + line * (64 / size_of::<E>()));
             }
         }
     }

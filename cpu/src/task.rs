@@ -181,7 +181,7 @@ impl<'a, E: Unit> Block<'a, E> {
         let row = self.shared.geometry.row();
         let (keys, values) = strips(row, self.positions, self.task.heads.start + head);
         #[cfg(feature = "faer")]
-        if L::DENSE && rows >= dense::ROWS {
+        if rows >= L::DENSE_ROWS {
             let wide = dense::Wide::new(lanes, row, keys, values, work.wide);
             wide.scores(q, rows, work.scores);
             let ahead = self.next_reads(head);
@@ -192,11 +192,12 @@ impl<'a, E: Unit> Block<'a, E> {
             return;
         }
         let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
-        // This head's values, then what comes next. Where states are both, they came with the keys.
+        // This head's values, then what comes next. Where states are both, they came with the keys,
+        // and what is left is the rope key of the next block.
         let [next, next_values] = self.next_reads(head);
         let (while_scoring, while_adding) = match row {
             Row::Separate { .. } => (values, next),
-            Row::Tied { .. } => (values.none(), next_values),
+            Row::Tied { .. } => (next, next_values),
         };
         scores(lanes, q, rows, keys, work.scores, BLOCK, while_scoring);
         let none = [values.none(); 2];
@@ -225,7 +226,7 @@ impl<'a, E: Unit> Block<'a, E> {
         let rows = sums.chunks_exact_mut(stride).zip(scores.chunks_exact_mut(BLOCK));
         for (row, (sums, scores)) in rows.enumerate() {
             for j in row * share..(row + 1) * share {
-                ahead.iter().for_each(|strip| strip.prefetch_far(lanes, j));
+                ahead.iter().for_each(|strip| strip.prefetch(lanes, j));
             }
             online(sums).push(lanes, &mut scores[..padded_count], scale);
         }

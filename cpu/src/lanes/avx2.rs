@@ -28,7 +28,7 @@ impl Lanes for Avx2 {
     type F = __m256;
     const LANES: usize = N;
     #[cfg(feature = "faer")]
-    const DENSE: bool = true;
+    const DENSE_ROWS: usize = 12;
     const REGISTERS: usize = 16;
     const FUSED: bool = true;
 
@@ -187,13 +187,13 @@ impl Lanes for Avx2 {
     fn prefetch<T>(self, x: &[T], at: usize) {
         let line = x.as_ptr().wrapping_add(at);
         // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 
     #[inline(always)]
-    fn prefetch_far<T>(self, x: &[T], at: usize) {
+    fn prefetch_near<T>(self, x: &[T], at: usize) {
         let line = x.as_ptr().wrapping_add(at);
         // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
 }

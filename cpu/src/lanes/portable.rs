@@ -24,7 +24,7 @@ impl Lanes for Portable {
     type F = [f32; N];
     const LANES: usize = N;
     #[cfg(feature = "faer")]
-    const DENSE: bool = false;
+    const DENSE_ROWS: usize = usize::MAX;
     const REGISTERS: usize = 16;
     const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
@@ -110,5 +110,5 @@ impl Lanes for Portable {
     fn prefetch<T>(self, _: &[T], _: usize) {}
 
     #[inline(always)]
-    fn prefetch_far<T>(self, _: &[T], _: usize) {}
+    fn prefetch_near<T>(self, _: &[T], _: usize) {}
 }
