@@ -83,8 +83,8 @@ pub(crate) fn pack_values(
             let row = |j: usize| if j < strip.len() { strip.row(j) } else { &[] };
             let (a, b) = (row(first), row(first + 1));
             // Where rows are keys and values at once, this is where they come from memory.
-            strip.prefetch_near(lanes, first + DEPTH);
-            strip.prefetch_near(lanes, first + DEPTH + 1);
+            strip.prefetch(lanes, first + DEPTH);
+            strip.prefetch(lanes, first + DEPTH + 1);
             ahead.while_packing(lanes);
             let mut put = |pair: usize, a, b| {
                 let tile = step * column_tiles + 2 * pair;

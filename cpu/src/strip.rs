@@ -118,16 +118,6 @@ impl<'a, E> Strip<'a, E> {
         self.prefetch_lines(lanes, j, 0..self.lines());
     }
 
-    /// As [`prefetch`](Self::prefetch), for a row that is used soon.
-    #[inline(always)]
-    pub(crate) fn prefetch_near<L: Lanes>(&self, lanes: L, j: usize) {
-        if let Some(offset) = self.offsets.get(j) {
-            for line in (0..self.width).step_by(64 / size_of::<E>()) {
-                lanes.prefetch_near(self.cells, offset + self.head + line);
-            }
-        }
-    }
-
     /// Asks for some lines of row `j`, if there is one.
     #[inline(always)]
     pub(crate) fn prefetch_lines<L: Lanes>(&self, lanes: L, j: usize, lines: Range<usize>) {
