@@ -71,7 +71,7 @@ impl Drop for Tiles {
     }
 }
 
-fn cpuid(leaf: u32) -> CpuidResult {
+pub(crate) fn cpuid(leaf: u32) -> CpuidResult {
     #[allow(
         unused_unsafe,
         reason = "later compilers than the oldest supported know that it is safe"

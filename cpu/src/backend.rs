@@ -155,10 +155,9 @@ impl Backend for CpuBackend {
             // The exponential and the matrix library's tails may flush what is subnormal.
             flushes_subnormals: true,
             batch_invariant: problem.is_batch_invariant(),
-            // The matrix unit takes probabilities in bf16 and adds its products one by one.
-            probability: match self.instructions.row_align(problem.dtype()) {
-                1 => 0.0,
-                _ => Dtype::Bf16.unit_roundoff(),
+            probability: match self.instructions.rounds_probabilities(problem.dtype()) {
+                true => Dtype::Bf16.unit_roundoff(),
+                false => 0.0,
             },
             ..Arithmetic::f32(EXP_ERROR, BLOCK / 2)
         }

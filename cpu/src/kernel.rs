@@ -10,6 +10,7 @@ use crate::{
     amx::Amx,
     lanes::{Avx2, Avx512},
     matrix::MatrixRun,
+    pairs::Pairs,
 };
 use grouped_attention::Dtype;
 use std::fmt;
@@ -25,6 +26,8 @@ pub enum Kernel {
     Avx2,
     /// AVX-512: f32 arithmetic on any cache.
     Avx512,
+    /// AVX-512 that multiplies pairs of bf16 on caches of that format, AVX-512 elsewhere.
+    Avx512Bf16,
     /// AMX on bf16 caches where a cached head meets many query rows, AVX-512 elsewhere.
     Amx,
 }
@@ -37,6 +40,8 @@ pub(crate) enum Instructions {
     Avx2(Avx2),
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     Avx512(Avx512),
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Avx512Bf16(Pairs, Avx512),
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     Amx(Amx, Avx512),
 }
@@ -58,7 +63,9 @@ impl Instructions {
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             Instructions::Avx2(lanes) => lanes.vectorize(job),
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Instructions::Avx512(lanes) | Instructions::Amx(_, lanes) => lanes.vectorize(job),
+            Instructions::Avx512(lanes)
+            | Instructions::Avx512Bf16(_, lanes)
+            | Instructions::Amx(_, lanes) => lanes.vectorize(job),
         }
     }
 
@@ -78,6 +85,15 @@ impl Instructions {
         if self.row_align(dtype) > 1 { 128 } else { 16 }
     }
 
+    /// True if probabilities are rounded to bf16.
+    pub(crate) fn rounds_probabilities(self, dtype: Dtype) -> bool {
+        match self {
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Instructions::Avx512Bf16(..) | Instructions::Amx(..) => dtype == Dtype::Bf16,
+            _ => false,
+        }
+    }
+
     /// Runs one task of queries `[total_q, h_q, width_k]`.
     pub(crate) fn attend<E: Unit>(
         self,
@@ -93,7 +109,19 @@ impl Instructions {
         {
             return MatrixRun { shared, q, task }.run(lanes, amx, scratch);
         }
-        self.run(TaskRun { shared, q, task, scratch });
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        let pairs = match self {
+            Instructions::Avx512Bf16(pairs, _) => Some(pairs),
+            _ => None,
+        };
+        self.run(TaskRun {
+            shared,
+            q,
+            task,
+            scratch,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            pairs,
+        });
     }
 }
 
@@ -101,8 +129,9 @@ impl Instructions {
 pub(crate) const VARIABLE: &str = "GROUPED_ATTENTION_CPU_KERNEL";
 
 impl Kernel {
-    /// Every kernel, the fastest last.
-    pub const ALL: [Kernel; 4] = [Kernel::Portable, Kernel::Avx2, Kernel::Avx512, Kernel::Amx];
+    /// Every kernel, the fastest last; the fourth is that only on the processors where it is chosen.
+    pub const ALL: [Kernel; 5] =
+        [Kernel::Portable, Kernel::Avx2, Kernel::Avx512, Kernel::Avx512Bf16, Kernel::Amx];
 
     /// The kernels that this machine can run, the fastest last.
     pub fn available() -> Vec<Kernel> {
@@ -124,6 +153,8 @@ impl Kernel {
             Kernel::Portable => Some(Instructions::Portable(Portable)),
             Kernel::Avx2 => Avx2::detect().map(Instructions::Avx2),
             Kernel::Avx512 => Avx512::detect().map(Instructions::Avx512),
+            Kernel::Avx512Bf16 => Pairs::detect()
+                .and_then(|pairs| Some(Instructions::Avx512Bf16(pairs, Avx512::detect()?))),
             Kernel::Amx => {
                 let amx = Amx::detect().map_err(str::to_owned)?;
                 Avx512::detect().map(|lanes| Instructions::Amx(amx, lanes))
@@ -141,11 +172,21 @@ impl Kernel {
         }
     }
 
+    /// True if it is faster than those before it wherever it runs, or on this processor.
+    fn pays(self) -> bool {
+        match self {
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kernel::Avx512Bf16 => Pairs::pay(),
+            _ => true,
+        }
+    }
+
     fn needs(self) -> &'static str {
         match self {
             Kernel::Portable => "nothing",
             Kernel::Avx2 => "AVX2, FMA or F16C",
             Kernel::Avx512 | Kernel::Amx => "AVX-512 F, BW, DQ or VL",
+            Kernel::Avx512Bf16 => "AVX-512 F, BW, DQ, VL or BF16",
         }
     }
 }
@@ -156,6 +197,7 @@ impl fmt::Display for Kernel {
             Kernel::Portable => "portable",
             Kernel::Avx2 => "avx2",
             Kernel::Avx512 => "avx512",
+            Kernel::Avx512Bf16 => "avx512bf16",
             Kernel::Amx => "amx",
         })
     }
@@ -192,6 +234,6 @@ pub(crate) fn choose(forced: Option<Kernel>) -> Result<(Kernel, Instructions), S
 /// The fastest kernel of the machine.
 pub(crate) fn best() -> (Kernel, Instructions) {
     let found = |kernel: Kernel| Some((kernel, kernel.detect().ok()?));
-    let best = Kernel::ALL.into_iter().rev().find_map(found);
+    let best = Kernel::ALL.into_iter().rev().filter(|kernel| kernel.pays()).find_map(found);
     best.unwrap_or((Kernel::Portable, Instructions::Portable(Portable)))
 }

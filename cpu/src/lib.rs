@@ -30,6 +30,8 @@ mod merge;
 mod output;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod pack;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod pairs;
 mod plan;
 mod rows;
 mod schedule;

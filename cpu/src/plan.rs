@@ -257,6 +257,14 @@ mod tests {
     use grouped_attention::{Dtype, Geometry};
 
     #[test]
+    fn strides_are_whole_units() {
+        let row = Geometry::gla(128, 2, 250, 60).expect("legal").row();
+        let padded = Padded::new(row);
+        assert_eq!(padded, Padded { key: [256, 64], value: 256 });
+        assert_eq!((padded.q_stride(), padded.sums_stride()), (320, 288));
+    }
+
+    #[test]
     fn sizes_are_those_of_the_problem() {
         let of = |geometry, dtype| {
             let problem = Problem::new(geometry, dtype, 1.0).expect("a legal problem");

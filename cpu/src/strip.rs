@@ -2,8 +2,9 @@
 
 use crate::buffer::Element;
 use crate::cache::Part;
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, Unit};
 use grouped_attention::PageId;
+use half::bf16;
 use std::ops::Range;
 
 /// Some positions in one part of the cache.
@@ -126,6 +127,16 @@ impl<'a, E> Strip<'a, E> {
                 lanes.prefetch(self.cells, offset + self.head + line * (64 / size_of::<E>()));
             }
         }
+    }
+
+    /// The same rows, where they are bf16.
+    #[inline(always)]
+    pub(crate) fn as_bf16(self) -> Option<Strip<'a, bf16>>
+    where
+        E: Unit,
+    {
+        let Strip { cells, offsets, head, width } = self;
+        Some(Strip { cells: E::as_bf16(cells)?, offsets, head, width })
     }
 
     /// All cells of the part, and where in them row `j` begins.

@@ -1,14 +1,19 @@
 //! One task: some rows over one range of positions, block by block.
 
 use crate::attend::{Shared, online};
+use crate::buffer::Buffer;
 #[cfg(feature = "faer")]
 use crate::dense;
 use crate::lanes::{Job, Lanes, Unit};
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::pairs::{Pairs, Queries};
 use crate::plan::Scratch;
 use crate::rows::{Matrix, accumulate, accumulate_seen, finite, scores, widen_row};
 use crate::schedule::{BLOCK, Task};
 use crate::strip::{Located, Strip};
 use crate::visibility::low_bits;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use grouped_attention::Dtype;
 use grouped_attention::Row;
 
 /// A task, to be run with some instruction set.
@@ -18,12 +23,18 @@ pub(crate) struct TaskRun<'a, E> {
     pub(crate) q: &'a [E],
     pub(crate) task: &'a Task,
     pub(crate) scratch: &'a mut Scratch,
+    /// Where bf16 is multiplied in pairs.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    pub(crate) pairs: Option<Pairs>,
 }
 
 impl<E: Unit> Job for TaskRun<'_, E> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let TaskRun { shared, q, task, scratch } = self;
+        let TaskRun { shared, q, task, scratch, .. } = self;
+        // Other formats take the path of every instruction set.
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        let pairs = self.pairs.filter(|_| E::DTYPE == Dtype::Bf16);
         let stride = shared.padded.sums_stride();
         let rows = task.heads.len() * shared.head_rows(task.queries.len());
         let Scratch { sums, offsets, sees, q: packed, scores, .. } = scratch;
@@ -35,9 +46,17 @@ impl<E: Unit> Job for TaskRun<'_, E> {
             Some(slot) => unsafe { shared.parts.take(slot * stride, rows * stride) },
         };
         sums.chunks_exact_mut(stride).for_each(|sums| online(sums).init());
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        match pairs {
+            Some(_) => copy(shared, task, q, rows, packed.as_mut_slice()),
+            None => pack(lanes, shared, task, q, rows, packed.as_mut_slice()),
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
         pack(lanes, shared, task, q, rows, packed.as_mut_slice());
         let mut work = Work {
-            q: packed.as_slice(),
+            q: packed,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            pairs,
             scores: scores.as_mut_slice(),
             #[cfg(feature = "faer")]
             wide,
@@ -86,6 +105,22 @@ fn pack<L: Lanes, E: Unit>(
         let (nope, rope) = q[place * width..][..width].split_at(split);
         widen_row(lanes, nope, out);
         widen_row(lanes, rope, &mut out[padded.key[0]..]);
+    }
+}
+
+/// Writes the task's queries as they lie, each piece filled up to whole units, `[rows, q_stride]`.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+fn copy<E: Unit>(shared: &Shared<'_>, task: &Task, q: &[E], rows: usize, packed: &mut [E]) {
+    let (width, padded) = (shared.geometry.width_k(), shared.padded);
+    let split = key_widths(shared.geometry.row())[0];
+    for (row, out) in packed.chunks_exact_mut(padded.q_stride()).take(rows).enumerate() {
+        let Some((_, place)) = shared.place(task.sequence, &task.heads, &task.queries, row) else {
+            continue;
+        };
+        out.fill(E::zero());
+        let (nope, rope) = q[place * width..][..width].split_at(split);
+        out[..nope.len()].copy_from_slice(nope);
+        out[padded.key[0]..][..rope.len()].copy_from_slice(rope);
     }
 }
 
@@ -161,7 +196,9 @@ struct Block<'a, E> {
 
 /// A task's queries, and room for what a block makes of them; see [`Scratch`].
 struct Work<'a> {
-    q: &'a [f32],
+    q: &'a Buffer,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    pairs: Option<Pairs>,
     scores: &'a mut [f32],
     #[cfg(feature = "faer")]
     wide: &'a mut [f32],
@@ -174,12 +211,44 @@ impl<'a, E: Unit> Block<'a, E> {
         let padded = self.shared.padded;
         let rows = self.task.queries.len() * self.shared.geometry.group();
         let head_rows = self.shared.head_rows(self.task.queries.len());
-        let q = &work.q[head * head_rows * padded.q_stride()..];
-        let q = Matrix { cells: q, stride: padded.q_stride() };
+        let first_query = head * head_rows * padded.q_stride();
         let stride = padded.sums_stride();
         let sums = &mut sums[head * head_rows * stride..][..rows * stride];
         let row = self.shared.geometry.row();
         let (keys, values) = strips(row, self.positions, self.task.heads.start + head);
+        // This head's values, then what comes next. Where states are both, they came with the keys,
+        // and what is left is the rope key of the next block.
+        let [next, next_values] = self.next_reads(head);
+        let (while_scoring, while_adding) = match row {
+            Row::Separate { .. } => (values, next),
+            Row::Tied { .. } => (next, next_values),
+        };
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if let Some(pairs) = work.pairs
+            && let [
+                Some(nope),
+                Some(rope),
+                Some(bf16_values),
+                Some(while_scoring),
+                Some(while_adding),
+            ] = [keys[0], keys[1], values, while_scoring, while_adding].map(Strip::as_bf16)
+        {
+            let q = &work.q.as_slice()[first_query..];
+            let q = Queries { cells: q, stride: padded.q_stride() };
+            let keys = [(nope, 0), (rope, padded.key[0])];
+            // SAFETY: `pairs` proves the features.
+            unsafe { pairs.scores(q, rows, keys, work.scores, while_scoring) }
+            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, [values.none(); 2]);
+            if !self.add_seen(lanes, p, values, sums) {
+                // SAFETY: as above.
+                unsafe { pairs.round(rows, work.scores) }
+                let p = &*work.scores;
+                // SAFETY: as above.
+                unsafe { pairs.accumulate(p, rows, bf16_values, sums, stride, while_adding) }
+            }
+            return;
+        }
+        let q = Matrix { cells: &work.q.as_slice()[first_query..], stride: padded.q_stride() };
         #[cfg(feature = "faer")]
         if rows >= L::DENSE_ROWS {
             let wide = dense::Wide::new(lanes, row, keys, values, work.wide);
@@ -192,13 +261,6 @@ impl<'a, E: Unit> Block<'a, E> {
             return;
         }
         let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
-        // This head's values, then what comes next. Where states are both, they came with the keys,
-        // and what is left is the rope key of the next block.
-        let [next, next_values] = self.next_reads(head);
-        let (while_scoring, while_adding) = match row {
-            Row::Separate { .. } => (values, next),
-            Row::Tied { .. } => (next, next_values),
-        };
         scores(lanes, q, rows, keys, work.scores, BLOCK, while_scoring);
         let none = [values.none(); 2];
         let p = self.weigh(lanes, rows, values.len(), work.scores, sums, none);

@@ -293,7 +293,7 @@ fn cases() -> impl Strategy<Value = Case> {
 fn engines() -> Vec<CpuBackend> {
     let engine =
         |(kernel, threads)| CpuBackend::builder().kernel(kernel).threads(threads).build().unwrap();
-    Kernel::available().into_iter().zip([1, 3, 2, 3]).map(engine).collect()
+    Kernel::available().into_iter().zip([1, 3, 2, 3, 2]).map(engine).collect()
 }
 
 proptest! {
@@ -474,5 +474,7 @@ fn kernels_are_forced_and_named() {
         assert_eq!((engine.kernel(), engine.identity().kernel), (kernel, kernel.to_string()));
         assert_eq!(kernel.to_string().parse(), Ok(kernel));
     }
-    assert!("sse9".parse::<Kernel>().unwrap_err().contains("portable, avx2, avx512, amx"));
+    assert!(
+        "sse9".parse::<Kernel>().unwrap_err().contains("portable, avx2, avx512, avx512bf16, amx")
+    );
 }
