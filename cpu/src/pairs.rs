@@ -105,7 +105,9 @@ impl Pairs {
         (ahead, asked): (Strip<'_, bf16>, Range<usize>),
     ) {
         let mut sums = [[_mm512_setzero_ps(); T]; R];
-        let mut line = 0;
+        for j in asked {
+            ahead.prefetch(self.0, j);
+        }
         for (strip, skip) in keys {
             let width = strip.width();
             if width == 0 {
@@ -119,13 +121,6 @@ impl Pairs {
             assert!((R - 1) * q.stride + skip + width <= q.cells.len(), "rows of the queries");
             let mut at = 0;
             while at < whole {
-                // A line of each row that is asked for beside each that is used.
-                if line < ahead.lines() {
-                    for j in asked.clone() {
-                        ahead.prefetch_lines(self.0, j, line..line + 1);
-                    }
-                    line += 1;
-                }
                 let mut unit = [_mm512_setzero_si512(); T];
                 for t in 0..T {
                     // SAFETY: the row is `width` long, of which `whole` is no more.

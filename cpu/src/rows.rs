@@ -74,7 +74,7 @@ pub(crate) fn scores<L: Lanes, E: Unit>(
         j = score_all::<L, E, 2>(lanes, q, rows, keys, j, scores, stride, ahead);
     }
     while j < positions {
-        score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride, ahead);
+        score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride);
         j += 1;
     }
 }
@@ -94,10 +94,13 @@ fn score_all<L: Lanes, E: Unit, const T: usize>(
     // Code for partial units takes registers even where it never runs.
     let tails = keys.iter().any(|(strip, _)| !strip.width().is_multiple_of(L::UNIT));
     while j + T <= keys[0].0.len() {
+        for t in 0..T {
+            ahead.prefetch(lanes, j + t);
+        }
         if tails {
-            score_positions::<L, E, T, true>(lanes, q, rows, keys, j, scores, stride, ahead);
+            score_positions::<L, E, T, true>(lanes, q, rows, keys, j, scores, stride);
         } else {
-            score_positions::<L, E, T, false>(lanes, q, rows, keys, j, scores, stride, ahead);
+            score_positions::<L, E, T, false>(lanes, q, rows, keys, j, scores, stride);
         }
         j += T;
     }
@@ -113,21 +116,16 @@ fn score_positions<L: Lanes, E: Unit, const T: usize, const TAILS: bool>(
     j: usize,
     scores: &mut [f32],
     stride: usize,
-    ahead: Strip<'_, E>,
 ) {
-    let (mut i, tiles) = (0, rows.div_ceil(4));
+    let mut i = 0;
     while i < rows {
         let q = q.after(i);
         let out = &mut scores[i * stride + j..];
-        // An equal share of the rows for each tile.
-        let tile = i / 4;
-        let asked = j + tile * T / tiles..j + (tile + 1) * T / tiles;
-        let ahead = (ahead, asked);
         i += match rows - i {
-            1 => score_tile::<L, E, 1, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
-            2 => score_tile::<L, E, 2, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
-            3 => score_tile::<L, E, 3, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
-            _ => score_tile::<L, E, 4, T, TAILS>(lanes, q, keys, j, out, stride, ahead),
+            1 => score_tile::<L, E, 1, T, TAILS>(lanes, q, keys, j, out, stride),
+            2 => score_tile::<L, E, 2, T, TAILS>(lanes, q, keys, j, out, stride),
+            3 => score_tile::<L, E, 3, T, TAILS>(lanes, q, keys, j, out, stride),
+            _ => score_tile::<L, E, 4, T, TAILS>(lanes, q, keys, j, out, stride),
         };
     }
 }
@@ -141,18 +139,16 @@ fn score_tile<L: Lanes, E: Unit, const R: usize, const T: usize, const TAILS: bo
     j: usize,
     scores: &mut [f32],
     stride: usize,
-    ahead: (Strip<'_, E>, Range<usize>),
 ) -> usize {
     let [(first, padded), (second, _)] = keys;
     let rest = Matrix { cells: &q.cells[padded..], stride: q.stride };
     let mut sums = [[lanes.splat(0.0); T]; R];
-    let none = (first.none(), 0..0);
     if TAILS {
-        sums = score_piece::<L, E, R, T, true>(lanes, q, first, j, sums, ahead);
-        sums = score_piece::<L, E, R, T, true>(lanes, rest, second, j, sums, none);
+        sums = score_piece::<L, E, R, T, true>(lanes, q, first, j, sums);
+        sums = score_piece::<L, E, R, T, true>(lanes, rest, second, j, sums);
     } else {
-        sums = score_piece::<L, E, R, T, false>(lanes, q, first, j, sums, ahead);
-        sums = score_piece::<L, E, R, T, false>(lanes, rest, second, j, sums, none);
+        sums = score_piece::<L, E, R, T, false>(lanes, q, first, j, sums);
+        sums = score_piece::<L, E, R, T, false>(lanes, rest, second, j, sums);
     }
     // Four sums across lanes at once, of as many rows as it takes.
     let all = sums.as_flattened();
@@ -178,18 +174,11 @@ fn score_piece<L: Lanes, E: Unit, const R: usize, const T: usize, const TAIL: bo
     strip: Strip<'_, E>,
     j: usize,
     mut sums: [[L::F; T]; R],
-    (ahead, asked): (Strip<'_, E>, Range<usize>),
 ) -> [[L::F; T]; R] {
     let rows: [&[E]; T] = std::array::from_fn(|t| strip.row(j + t));
     let whole = strip.width() / L::UNIT * L::UNIT;
     q.check(R, strip.width().next_multiple_of(L::UNIT));
-    let (mut line, lines) = (0, ahead.lines());
-    let share = if whole == 0 { 0 } else { (lines * L::UNIT).div_ceil(whole) };
     for at in (0..whole).step_by(L::UNIT) {
-        for j in asked.clone() {
-            ahead.prefetch_lines(lanes, j, line..(line + share).min(lines));
-        }
-        line += share;
         let mut keys = [[lanes.splat(0.0); 2]; T];
         for t in 0..T {
             // SAFETY: each row is `width` long, of which `whole` is no more.
