@@ -13,10 +13,9 @@ use crate::amx::cpuid;
 use crate::lanes::{Avx512, Lanes};
 use crate::pack::load;
 use crate::schedule::BLOCK;
-use crate::strip::Strip;
+use crate::strip::{Strip, Wanted};
 use half::bf16;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 /// Elements of a vector.
 const UNIT: usize = 32;
@@ -54,17 +53,17 @@ impl Pairs {
         rows: usize,
         keys: [(Strip<'_, bf16>, usize); 2],
         scores: &mut [f32],
-        ahead: Strip<'_, bf16>,
+        wanted: [Wanted<'_, bf16>; 2],
     ) {
         let scores = &mut scores.as_chunks_mut::<BLOCK>().0[..rows];
         let positions = keys[0].0.len();
         let mut j = 0;
         while j + POSITIONS <= positions {
-            self.score_positions::<POSITIONS>(q, keys, j, scores, ahead);
+            self.score_positions::<POSITIONS>(q, keys, j, scores, wanted);
             j += POSITIONS;
         }
         while j < positions {
-            self.score_positions::<1>(q, keys, j, scores, ahead);
+            self.score_positions::<1>(q, keys, j, scores, wanted);
             j += 1;
         }
     }
@@ -77,18 +76,19 @@ impl Pairs {
         keys: [(Strip<'_, bf16>, usize); 2],
         j: usize,
         scores: &mut [[f32; BLOCK]],
-        ahead: Strip<'_, bf16>,
+        wanted: [Wanted<'_, bf16>; 2],
     ) {
         let tiles = scores.len().div_ceil(ROWS);
         for (tile, out) in scores.chunks_mut(ROWS).enumerate() {
             let q = q.after(tile * ROWS);
             // An equal share of the rows for each tile.
-            let ahead = (ahead, j + tile * T / tiles..j + (tile + 1) * T / tiles);
+            let asked = j + tile * T / tiles..j + (tile + 1) * T / tiles;
+            asked.for_each(|j| wanted.iter().for_each(|wanted| wanted.ask(self.0, j)));
             match out.len() {
-                1 => self.score_tile::<1, T>(q, keys, j, out, ahead),
-                2 => self.score_tile::<2, T>(q, keys, j, out, ahead),
-                3 => self.score_tile::<3, T>(q, keys, j, out, ahead),
-                _ => self.score_tile::<ROWS, T>(q, keys, j, out, ahead),
+                1 => self.score_tile::<1, T>(q, keys, j, out),
+                2 => self.score_tile::<2, T>(q, keys, j, out),
+                3 => self.score_tile::<3, T>(q, keys, j, out),
+                _ => self.score_tile::<ROWS, T>(q, keys, j, out),
             }
         }
     }
@@ -102,12 +102,8 @@ impl Pairs {
         keys: [(Strip<'_, bf16>, usize); 2],
         j: usize,
         scores: &mut [[f32; BLOCK]],
-        (ahead, asked): (Strip<'_, bf16>, Range<usize>),
     ) {
         let mut sums = [[_mm512_setzero_ps(); T]; R];
-        for j in asked {
-            ahead.prefetch(self.0, j);
-        }
         for (strip, skip) in keys {
             let width = strip.width();
             if width == 0 {
@@ -188,16 +184,14 @@ impl Pairs {
         values: Strip<'_, bf16>,
         o: &mut [f32],
         o_stride: usize,
-        ahead: Strip<'_, bf16>,
+        wanted: Wanted<'_, bf16>,
     ) {
         let width = values.width();
         let tiles = width.div_ceil(2 * UNIT) * rows.div_ceil(ROWS);
         let mut tile = 0;
         for column in (0..width).step_by(2 * UNIT) {
             for i in (0..rows).step_by(ROWS) {
-                // An equal share of every row's lines for each tile.
-                let lines = ahead.lines() * tile / tiles..ahead.lines() * (tile + 1) / tiles;
-                let from = Columns { values, column, ahead, lines };
+                let from = Columns { values, column, wanted: wanted.share(tile, tiles) };
                 let p = &p[i * BLOCK..];
                 let o = &mut o[i * o_stride + column..];
                 let units = if width - column > UNIT { 2 } else { 1 };
@@ -226,7 +220,7 @@ impl Pairs {
         o: &mut [f32],
         o_stride: usize,
     ) {
-        let Columns { values, column, ahead, ref lines } = *from;
+        let Columns { values, column, wanted } = *from;
         let mut sums = [[[_mm512_setzero_ps(); 2]; U]; R];
         for r in 0..R {
             for u in 0..U {
@@ -245,8 +239,8 @@ impl Pairs {
             let a = values.row(j);
             // Behind an odd number there is nothing, and 0 would not do for a NaN of another.
             let b = if j + 1 < values.len() { Some(values.row(j + 1)) } else { None };
-            ahead.prefetch_lines(self.0, j, lines.clone());
-            ahead.prefetch_lines(self.0, j + 1, lines.clone());
+            wanted.ask(self.0, j);
+            wanted.ask(self.0, j + 1);
             let mut pairs = [[_mm512_setzero_si512(); 2]; U];
             for u in 0..U {
                 let mask = if u + 1 < U { u32::MAX } else { mask };
@@ -306,9 +300,7 @@ impl<'a> Queries<'a> {
 struct Columns<'a> {
     values: Strip<'a, bf16>,
     column: usize,
-    ahead: Strip<'a, bf16>,
-    /// Cache lines of each row of `ahead`.
-    lines: Range<usize>,
+    wanted: Wanted<'a, bf16>,
 }
 
 /// Adds the products of all pairs to the sums of their lanes.

@@ -9,8 +9,7 @@
 )]
 
 use crate::lanes::{Lanes, Unit};
-use crate::strip::Strip;
-use std::ops::Range;
+use crate::strip::{Strip, Wanted};
 
 /// Some rows of an array of f32.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +54,7 @@ fn last_unit<L: Lanes, E: Unit>(lanes: L, rest: &[E]) -> [L::F; 2] {
 }
 
 /// `scores[i][j] = <q[i], k[j]>` for `rows` queries and every position of the strips, which are
-/// the two pieces of a key. Meanwhile the rows of `ahead` are asked for.
+/// the two pieces of a key. Meanwhile what is `wanted` is asked for.
 #[inline(always)]
 pub(crate) fn scores<L: Lanes, E: Unit>(
     lanes: L,
@@ -64,14 +63,14 @@ pub(crate) fn scores<L: Lanes, E: Unit>(
     keys: [(Strip<'_, E>, usize); 2],
     scores: &mut [f32],
     stride: usize,
-    ahead: Strip<'_, E>,
+    wanted: [Wanted<'_, E>; 2],
 ) {
     let positions = keys[0].0.len();
     let mut j = 0;
     if L::REGISTERS >= 32 {
-        j = score_all::<L, E, 4>(lanes, q, rows, keys, j, scores, stride, ahead);
+        j = score_all::<L, E, 4>(lanes, q, rows, keys, j, scores, stride, wanted);
     } else {
-        j = score_all::<L, E, 2>(lanes, q, rows, keys, j, scores, stride, ahead);
+        j = score_all::<L, E, 2>(lanes, q, rows, keys, j, scores, stride, wanted);
     }
     while j < positions {
         score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride);
@@ -89,13 +88,13 @@ fn score_all<L: Lanes, E: Unit, const T: usize>(
     mut j: usize,
     scores: &mut [f32],
     stride: usize,
-    ahead: Strip<'_, E>,
+    wanted: [Wanted<'_, E>; 2],
 ) -> usize {
     // Code for partial units takes registers even where it never runs.
     let tails = keys.iter().any(|(strip, _)| !strip.width().is_multiple_of(L::UNIT));
     while j + T <= keys[0].0.len() {
         for t in 0..T {
-            ahead.prefetch(lanes, j + t);
+            wanted.iter().for_each(|wanted| wanted.ask(lanes, j + t));
         }
         if tails {
             score_positions::<L, E, T, true>(lanes, q, rows, keys, j, scores, stride);
@@ -204,8 +203,8 @@ fn score_piece<L: Lanes, E: Unit, const R: usize, const T: usize, const TAIL: bo
     sums
 }
 
-/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`. Meanwhile the rows
-/// of `ahead` are asked for.
+/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`. Meanwhile what is
+/// `wanted` is asked for.
 #[inline(always)]
 pub(crate) fn accumulate<L: Lanes, E: Unit>(
     lanes: L,
@@ -214,7 +213,7 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
     values: Strip<'_, E>,
     o: &mut [f32],
     o_stride: usize,
-    ahead: Strip<'_, E>,
+    wanted: Wanted<'_, E>,
 ) {
     // Four rows of four vectors are sixteen registers.
     let wide = L::REGISTERS >= 32 && values.width() >= 2 * L::UNIT;
@@ -228,9 +227,7 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
         while i < rows {
             let p = p.after(i);
             let o = &mut o[i * o_stride + column..];
-            // An equal share of every row's lines for each tile.
-            let lines = ahead.lines() * tile / tiles..ahead.lines() * (tile + 1) / tiles;
-            let from = Columns { values, column, units, ahead, lines };
+            let from = Columns { values, column, units, wanted: wanted.share(tile, tiles) };
             i += match rows - i {
                 1 => accumulate_rows::<L, E, 1>(lanes, p, from, o, o_stride),
                 2 => accumulate_rows::<L, E, 2>(lanes, p, from, o, o_stride),
@@ -249,9 +246,7 @@ struct Columns<'a, E> {
     column: usize,
     /// Units from `column` on; the last of a row may be partial if it is the only one.
     units: usize,
-    ahead: Strip<'a, E>,
-    /// Cache lines of each row of `ahead`.
-    lines: Range<usize>,
+    wanted: Wanted<'a, E>,
 }
 
 /// R rows of sums over some units of values; answers R.
@@ -298,7 +293,7 @@ fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
     o: &mut [f32],
     o_stride: usize,
 ) {
-    let Columns { values, ahead, ref lines, .. } = *from;
+    let Columns { values, wanted, .. } = *from;
     let mut sums = [[lanes.splat(0.0); W]; R];
     for r in 0..R {
         for w in 0..W {
@@ -308,7 +303,7 @@ fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
     p.check(R, values.len());
     for j in 0..values.len() {
         // A few lines for each position: a burst would wait for the ones before it.
-        ahead.prefetch_lines(lanes, j, lines.clone());
+        wanted.ask(lanes, j);
         let v = load(values.row(j));
         for r in 0..R {
             // SAFETY: `check` has seen R rows with a number for every position.

@@ -5,7 +5,6 @@ use crate::cache::Part;
 use crate::lanes::{Lanes, Unit};
 use grouped_attention::PageId;
 use half::bf16;
-use std::ops::Range;
 
 /// Some positions in one part of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +76,7 @@ pub(crate) struct Strip<'a, E> {
     width: usize,
 }
 
-impl<'a, E> Strip<'a, E> {
+impl<'a, E: Copy> Strip<'a, E> {
     /// Positions.
     #[inline(always)]
     pub(crate) fn len(&self) -> usize {
@@ -109,24 +108,20 @@ impl<'a, E> Strip<'a, E> {
 
     /// Cache lines that a row takes if it begins with one.
     #[inline(always)]
-    pub(crate) fn lines(&self) -> usize {
+    fn lines(&self) -> usize {
         self.width.div_ceil(64 / size_of::<E>())
     }
 
     /// Asks for row `j`, if there is one.
     #[inline(always)]
     pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
-        self.prefetch_lines(lanes, j, 0..self.lines());
+        self.wanted().ask(lanes, j);
     }
 
-    /// Asks for some lines of row `j`, if there is one.
+    /// All of its rows, to be asked for.
     #[inline(always)]
-    pub(crate) fn prefetch_lines<L: Lanes>(&self, lanes: L, j: usize, lines: Range<usize>) {
-        if let Some(offset) = self.offsets.get(j) {
-            for line in lines {
-                lanes.prefetch(self.cells, offset + self.head + line * (64 / size_of::<E>()));
-            }
-        }
+    pub(crate) fn wanted(self) -> Wanted<'a, E> {
+        Wanted { lines: [0, self.lines()], strip: self }
     }
 
     /// The same rows, where they are bf16.
@@ -142,5 +137,48 @@ impl<'a, E> Strip<'a, E> {
     /// All cells of the part, and where in them row `j` begins.
     pub(crate) fn place(&self, j: usize) -> (&'a [E], usize) {
         (self.cells, self.offsets[j] + self.head)
+    }
+}
+
+/// Rows that are soon read, or some cache lines of each of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a, E> {
+    strip: Strip<'a, E>,
+    lines: [usize; 2],
+}
+
+impl<'a, E: Copy> Wanted<'a, E> {
+    /// The same, where it is bf16.
+    #[inline(always)]
+    pub(crate) fn as_bf16(self) -> Option<Wanted<'a, bf16>>
+    where
+        E: Unit,
+    {
+        Some(Wanted { strip: self.strip.as_bf16()?, lines: self.lines })
+    }
+
+    /// No lines.
+    #[inline(always)]
+    pub(crate) fn none(self) -> Self {
+        Wanted { lines: [0; 2], ..self }
+    }
+
+    /// The share of each row's lines that falls to one of some equal parts of work.
+    #[inline(always)]
+    pub(crate) fn share(self, part: usize, parts: usize) -> Self {
+        let [start, end] = self.lines;
+        let at = |part| start + (end - start) * part / parts;
+        Wanted { lines: [at(part), at(part + 1)], ..self }
+    }
+
+    /// Asks for what is wanted of row `j`, if there is one.
+    #[inline(always)]
+    pub(crate) fn ask<L: Lanes>(&self, lanes: L, j: usize) {
+        let Strip { cells, offsets, head, .. } = self.strip;
+        if let Some(offset) = offsets.get(j) {
+            for line in self.lines[0]..self.lines[1] {
+                lanes.prefetch(cells, offset + head + line * (64 / size_of::<E>()));
+            }
+        }
     }
 }
