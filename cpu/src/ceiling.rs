@@ -56,17 +56,26 @@ impl Memory {
     }
 }
 
-/// Operations per second of bf16 tile products whose operands stay in the first-level cache, on all
-/// threads of a pool together; `None` where there is no matrix unit.
+/// Operations per second of bf16 products, on all threads of a pool together: of tiles whose operands
+/// stay in the first-level cache, or of pairs between registers where that is what the engine
+/// chooses; `None` where there is neither.
 pub fn matrix(pool: &Arc<ThreadPool>) -> Option<f64> {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
-        let amx = crate::amx::Amx::detect().ok()?;
+        use crate::{amx::Amx, matrix, pairs::Pairs};
+        let multiply: Box<dyn Fn() -> f64 + Sync> = match Amx::detect() {
+            Ok(amx) => Box::new(move || matrix::multiply(amx, 1000)),
+            Err(_) => {
+                let pairs = Pairs::detect().filter(|_| Pairs::pay())?;
+                // SAFETY: `pairs` proves the features.
+                Box::new(move || unsafe { pairs.multiply(10_000) })
+            }
+        };
         // The best of many samples, each shorter than a turn of the scheduler.
         let sample = |best: &mut f64| {
             for _ in 0..200 {
                 let start = Instant::now();
-                let operations = crate::matrix::multiply(amx, 1000);
+                let operations = multiply();
                 *best = best.max(operations / start.elapsed().as_secs_f64());
             }
         };

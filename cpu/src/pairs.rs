@@ -281,6 +281,24 @@ impl Pairs {
     }
 }
 
+impl Pairs {
+    /// Multiplies pairs between registers, `rounds` times; answers the operations.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(crate) fn multiply(self, rounds: usize) -> f64 {
+        // More chains than latency, no more than registers.
+        const CHAINS: usize = 12;
+        let [a, b] = [0x3f00_3e80, 0x3e80_3f40].map(|x| _mm512_set1_epi32(std::hint::black_box(x)));
+        let mut sums = [self.0.splat(0.0); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = dot(*sum, a, b);
+            }
+        }
+        std::hint::black_box(sums.map(|sum| self.0.sum(sum)));
+        (rounds * CHAINS * 2 * UNIT) as f64
+    }
+}
+
 /// Some rows of queries, pieces of which begin at whole units and are filled up with zeros.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Queries<'a> {
