@@ -207,3 +207,13 @@ fn room_is_made_for_what_can_be_needed() {
     let bounds = Sizes { row_align: 16, ..INVARIANT }.bounds(&huge);
     assert_eq!((bounds.tasks, bounds.slot_rows), (usize::MAX, usize::MAX));
 }
+
+#[test]
+fn parts_of_little_work_are_long() {
+    // 288 bytes of a row, and 2 * 2 heads * 4 rows * (80 + 64) operations at 16 to the byte.
+    let small = Sizes { heads: 2, group: 4, width_k: 80, width_v: 64, token_bytes: 288, ..GQA };
+    assert_eq!(small.weight(2, 1), 288 + 144);
+    assert_eq!(small.min_part(2, 1), (1 << 19) / 432);
+    // 2000 tokens are one task, which needs no second thread to be woken.
+    assert_eq!(cuts(&planned(&small, &[(1, 2000)], &Mask::Causal)), [0..2000]);
+}
