@@ -215,5 +215,5 @@ fn parts_of_little_work_are_long() {
     assert_eq!(small.weight(2, 1), 288 + 144);
     assert_eq!(small.min_part(2, 1), (1 << 19) / 432);
     // 2000 tokens are one task, which needs no second thread to be woken.
-    assert_eq!(cuts(&planned(&small, &[(1, 2000)], &Mask::Causal)), [0..2000]);
+    assert_eq!(planned(&small, &[(1, 2000)], &Mask::Causal).tasks.len(), 1);
 }
