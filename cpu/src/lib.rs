@@ -4,7 +4,8 @@
 //! A step is cut into tasks of a sequence, its cached heads and a range of positions
 //! (`schedule`); a task goes through its range block by block and keeps online-softmax sums
 //! (`task`, `softmax`); parts of one sequence are joined in the order of their positions
-//! (`attend`). The arithmetic of a block is written once over vectors (`lanes`, `rows`).
+//! (`attend`). The arithmetic of a block is written once over vectors (`lanes`, `rows`),
+//! beside kernels for pairs of bf16 (`pairs`) and for the matrix unit (`matrix`).
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod ahead;

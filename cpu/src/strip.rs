@@ -2,8 +2,11 @@
 
 use crate::buffer::Element;
 use crate::cache::Part;
-use crate::lanes::{Lanes, Unit};
+use crate::lanes::Lanes;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::lanes::Unit;
 use grouped_attention::PageId;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 use half::bf16;
 
 /// Some positions in one part of the cache.
@@ -125,6 +128,7 @@ impl<'a, E: Copy> Strip<'a, E> {
     }
 
     /// The same rows, where they are bf16.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline(always)]
     pub(crate) fn as_bf16(self) -> Option<Strip<'a, bf16>>
     where
@@ -149,6 +153,7 @@ pub(crate) struct Wanted<'a, E> {
 
 impl<'a, E: Copy> Wanted<'a, E> {
     /// The same, where it is bf16.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline(always)]
     pub(crate) fn as_bf16(self) -> Option<Wanted<'a, bf16>>
     where
