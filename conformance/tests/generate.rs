@@ -35,7 +35,7 @@ const PROMPTS: [&str; 4] = [
     "In the beginning",
     "Verily, verily, I say unto you",
     "the son of Nun, the son of Nun, the son of",
-    "the king of Israel, the king of Israel, the king of",
+    "And the LORD spake unto Moses, saying, And the LORD spake unto",
 ];
 
 /// A greedy choice closer than this, in logits, is a near-tie: what engines may differ by (bf16
