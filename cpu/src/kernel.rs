@@ -41,7 +41,7 @@ pub(crate) enum Instructions {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     Avx512(Avx512),
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    Avx512Bf16(Pairs, Avx512),
+    Avx512Bf16(Pairs),
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     Amx(Amx, Avx512),
 }
@@ -63,9 +63,9 @@ impl Instructions {
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             Instructions::Avx2(lanes) => lanes.vectorize(job),
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Instructions::Avx512(lanes)
-            | Instructions::Avx512Bf16(_, lanes)
-            | Instructions::Amx(_, lanes) => lanes.vectorize(job),
+            Instructions::Avx512Bf16(pairs) => pairs.lanes().vectorize(job),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Instructions::Avx512(lanes) | Instructions::Amx(_, lanes) => lanes.vectorize(job),
         }
     }
 
@@ -111,7 +111,7 @@ impl Instructions {
         }
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         let pairs = match self {
-            Instructions::Avx512Bf16(pairs, _) => Some(pairs),
+            Instructions::Avx512Bf16(pairs) => Some(pairs),
             _ => None,
         };
         self.run(TaskRun {
@@ -133,7 +133,7 @@ impl Kernel {
     pub const ALL: [Kernel; 5] =
         [Kernel::Portable, Kernel::Avx2, Kernel::Avx512, Kernel::Avx512Bf16, Kernel::Amx];
 
-    /// The kernels that this machine can run, the fastest last.
+    /// The kernels that this machine can run, in the order of [`ALL`](Self::ALL).
     pub fn available() -> Vec<Kernel> {
         Kernel::ALL.into_iter().filter(|kernel| kernel.check().is_ok()).collect()
     }
@@ -153,8 +153,7 @@ impl Kernel {
             Kernel::Portable => Some(Instructions::Portable(Portable)),
             Kernel::Avx2 => Avx2::detect().map(Instructions::Avx2),
             Kernel::Avx512 => Avx512::detect().map(Instructions::Avx512),
-            Kernel::Avx512Bf16 => Pairs::detect()
-                .and_then(|pairs| Some(Instructions::Avx512Bf16(pairs, Avx512::detect()?))),
+            Kernel::Avx512Bf16 => Pairs::detect().map(Instructions::Avx512Bf16),
             Kernel::Amx => {
                 let amx = Amx::detect().map_err(str::to_owned)?;
                 Avx512::detect().map(|lanes| Instructions::Amx(amx, lanes))

@@ -27,8 +27,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     const UNIT: usize = 2 * Self::LANES;
     /// Vectors that registers hold: what a tile of sums may take.
     const REGISTERS: usize;
-    /// Rows of a head from which faer multiplies, with these instructions or better ones; none where
-    /// it has no such.
+    /// Rows of a head from which faer multiplies; `usize::MAX` where it has neither these instructions
+    /// nor better ones.
     #[cfg(feature = "faer")]
     const DENSE_ROWS: usize;
     /// True if [`fma`](Self::fma) rounds once.

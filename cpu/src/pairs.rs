@@ -12,6 +12,7 @@
 use crate::amx::cpuid;
 use crate::lanes::{Avx512, Lanes};
 use crate::pack::load;
+use crate::rows::Matrix;
 use crate::schedule::BLOCK;
 use crate::strip::{Strip, Wanted};
 use half::bf16;
@@ -31,6 +32,11 @@ const POSITIONS: usize = 4;
 pub(crate) struct Pairs(Avx512);
 
 impl Pairs {
+    /// The instructions of everything but the products.
+    pub(crate) fn lanes(self) -> Avx512 {
+        self.0
+    }
+
     pub(crate) fn detect() -> Option<Pairs> {
         let lanes = Avx512::detect()?;
         is_x86_feature_detected!("avx512bf16").then_some(Pairs(lanes))
@@ -45,11 +51,12 @@ impl Pairs {
         [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
     }
 
-    /// As [`rows::scores`](crate::rows::scores), of queries as [`crate::task`] packs pairs.
+    /// As [`rows::scores`](crate::rows::scores), of queries as they lie, whose pieces begin at whole
+    /// units and are filled up with zeros.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) fn scores(
         self,
-        q: Queries<'_>,
+        q: Matrix<'_, bf16>,
         rows: usize,
         keys: [(Strip<'_, bf16>, usize); 2],
         scores: &mut [f32],
@@ -72,7 +79,7 @@ impl Pairs {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn score_positions<const T: usize>(
         self,
-        q: Queries<'_>,
+        q: Matrix<'_, bf16>,
         keys: [(Strip<'_, bf16>, usize); 2],
         j: usize,
         scores: &mut [[f32; BLOCK]],
@@ -98,7 +105,7 @@ impl Pairs {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn score_tile<const R: usize, const T: usize>(
         self,
-        q: Queries<'_>,
+        q: Matrix<'_, bf16>,
         keys: [(Strip<'_, bf16>, usize); 2],
         j: usize,
         scores: &mut [[f32; BLOCK]],
@@ -230,14 +237,16 @@ impl Pairs {
                 }
             }
         }
-        assert!((R - 1) * BLOCK + BLOCK / 2 <= p.len(), "a pair for every two positions");
+        let pairs = values.len().div_ceil(2);
+        assert!((R - 1) * BLOCK + pairs <= p.len(), "a pair for every two positions");
         // Columns of the last unit.
         let last = (values.width() - column - (U - 1) * UNIT).min(UNIT);
         let mask = u32::MAX >> (UNIT - last);
         let mut j = 0;
         while j < values.len() {
             let a = values.row(j);
-            // Behind an odd number there is nothing, and 0 would not do for a NaN of another.
+            // Nothing stands behind an odd number of positions: a probability of 0 would not do for
+            // whatever row were read instead, since 0 times NaN is NaN.
             let b = if j + 1 < values.len() { Some(values.row(j + 1)) } else { None };
             wanted.ask(self.0, j);
             wanted.ask(self.0, j + 1);
@@ -296,21 +305,6 @@ impl Pairs {
         }
         std::hint::black_box(sums.map(|sum| self.0.sum(sum)));
         (rounds * CHAINS * 2 * UNIT) as f64
-    }
-}
-
-/// Some rows of queries, pieces of which begin at whole units and are filled up with zeros.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Queries<'a> {
-    pub(crate) cells: &'a [bf16],
-    pub(crate) stride: usize,
-}
-
-impl<'a> Queries<'a> {
-    /// The rows from `i` on.
-    #[inline(always)]
-    fn after(self, i: usize) -> Queries<'a> {
-        Queries { cells: &self.cells[i * self.stride..], ..self }
     }
 }
 

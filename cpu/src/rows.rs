@@ -11,17 +11,17 @@
 use crate::lanes::{Lanes, Unit};
 use crate::strip::{Strip, Wanted};
 
-/// Some rows of an array of f32.
+/// Some rows of an array.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Matrix<'a> {
-    pub(crate) cells: &'a [f32],
+pub(crate) struct Matrix<'a, E = f32> {
+    pub(crate) cells: &'a [E],
     pub(crate) stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, E> Matrix<'a, E> {
     /// The rows from `i` on.
     #[inline(always)]
-    fn after(self, i: usize) -> Matrix<'a> {
+    pub(crate) fn after(self, i: usize) -> Matrix<'a, E> {
         Matrix { cells: &self.cells[i * self.stride..], ..self }
     }
 

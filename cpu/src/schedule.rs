@@ -461,4 +461,4 @@ mod tests {
 }
 
 #[cfg(test)]
-mod by_hand;
+pub(crate) mod by_hand;

@@ -6,7 +6,7 @@ use crate::buffer::Buffer;
 use crate::dense;
 use crate::lanes::{Job, Lanes, Unit};
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::pairs::{Pairs, Queries};
+use crate::pairs::Pairs;
 use crate::plan::Scratch;
 use crate::rows::{Matrix, accumulate, accumulate_seen, finite, scores, widen_row};
 use crate::schedule::{BLOCK, Task};
@@ -47,12 +47,16 @@ impl<E: Unit> Job for TaskRun<'_, E> {
         };
         sums.chunks_exact_mut(stride).for_each(|sums| online(sums).init());
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        match pairs {
-            Some(_) => copy(shared, task, q, rows, packed.as_mut_slice()),
-            None => pack(lanes, shared, task, q, rows, packed.as_mut_slice()),
-        }
+        let widened = pairs.is_none();
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        pack(lanes, shared, task, q, rows, packed.as_mut_slice());
+        let widened = true;
+        if widened {
+            let widen = |row: &[E], out: &mut [f32]| widen_row(lanes, row, out);
+            pack(shared, task, q, rows, packed.as_mut_slice(), widen);
+        } else {
+            let copy = |row: &[E], out: &mut [E]| out[..row.len()].copy_from_slice(row);
+            pack(shared, task, q, rows, packed.as_mut_slice(), copy);
+        }
         let mut work = Work {
             q: packed,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -86,15 +90,16 @@ impl<E: Unit> Job for TaskRun<'_, E> {
     }
 }
 
-/// Writes the task's queries in f32, in the order of the units, `[rows, q_stride]`.
+/// Packs the task's queries, `[rows, q_stride]`, piece by piece with `write`. What pads a piece to whole
+/// units is never written, and stays zero.
 #[inline(always)]
-fn pack<L: Lanes, E: Unit>(
-    lanes: L,
+fn pack<E: Unit, T>(
     shared: &Shared<'_>,
     task: &Task,
     q: &[E],
     rows: usize,
-    packed: &mut [f32],
+    packed: &mut [T],
+    write: impl Fn(&[E], &mut [T]),
 ) {
     let (width, padded) = (shared.geometry.width_k(), shared.padded);
     let split = key_widths(shared.geometry.row())[0];
@@ -103,24 +108,8 @@ fn pack<L: Lanes, E: Unit>(
             continue;
         };
         let (nope, rope) = q[place * width..][..width].split_at(split);
-        widen_row(lanes, nope, out);
-        widen_row(lanes, rope, &mut out[padded.key[0]..]);
-    }
-}
-
-/// Writes the task's queries as they lie, each piece filled up to whole units, `[rows, q_stride]`.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
-fn copy<E: Unit>(shared: &Shared<'_>, task: &Task, q: &[E], rows: usize, packed: &mut [E]) {
-    let (width, padded) = (shared.geometry.width_k(), shared.padded);
-    let split = key_widths(shared.geometry.row())[0];
-    for (row, out) in packed.chunks_exact_mut(padded.q_stride()).take(rows).enumerate() {
-        let Some((_, place)) = shared.place(task.sequence, &task.heads, &task.queries, row) else {
-            continue;
-        };
-        out.fill(E::zero());
-        let (nope, rope) = q[place * width..][..width].split_at(split);
-        out[..nope.len()].copy_from_slice(nope);
-        out[padded.key[0]..][..rope.len()].copy_from_slice(rope);
+        write(nope, out);
+        write(rope, &mut out[padded.key[0]..]);
     }
 }
 
@@ -224,7 +213,7 @@ impl<'a, E: Unit> Block<'a, E> {
             && let [Some(one), Some(other), Some(while_adding)] = wanted.map(Wanted::as_bf16)
         {
             let q = &work.q.as_slice()[first_query..];
-            let q = Queries { cells: q, stride: padded.q_stride() };
+            let q = Matrix { cells: q, stride: padded.q_stride() };
             let keys = [(nope, 0), (rope, padded.key[0])];
             // SAFETY: `pairs` proves the features.
             unsafe { pairs.scores(q, rows, keys, work.scores, [one, other]) }
