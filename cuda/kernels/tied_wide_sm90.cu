@@ -13,15 +13,20 @@
 // host     n, r multiples of 64, n <= s = 512; bases and strides of q and cache are multiples of 16
 //          bytes, as are those of o where it is not f32; with BOXES also page_size % 64 == 0
 //
-// The left group also computes S and P; P reaches the right group through shared memory. The right
-// group's product runs last, under the next softmax, so that the tensor cores never wait for one:
+// The groups take turns at the tiles: the left one computes S and P of the first of a pair, the right
+// one of the second, and each P goes to the other group through shared memory. Both multiply it by
+// their half of V (L and R are the halves of O += P V). So one group's softmax runs under the other's
+// products:
 //
-//     tensor cores  | S(j+1)              | R(j)       | L(j+1)   | S(j+2)             | R(j+1)  ..
-//     left          | L(j) out            | P(j+1)     |          | L(j+1) out         | P(j+2)
-//     producer        left half of j+2 in   right half of j+2 in
+//     tensor cores  | S(j)    | S(j+1)        | L(j)       | R(j) L(j+1) | R(j+1) | S(j+2) ..
+//     left          |         | max, P(j)     |            |             |
+//     right         |         |          max, P(j+1)       |             |
+//     producers       .. the halves of tile j+2, each as soon as L(j) or R(j) is done ..
 //
-// Two tiles are all that fit, so a tile is refilled by halves: its left half and rope key when L(j)
-// is done, its right half when R(j) is.
+// The right group's softmax waits for the left one's maxima alone, which go ahead of P(j).
+//
+// Two tiles are all that fit, so a tile is refilled by halves, the left one with the rope key. A warp
+// copies each, so that neither waits until the other may be refilled.
 //
 // Compiled with -D: GA_N, GA_R, GA_S (widths), GA_BF16 (0 or 1), GA_BOXES (1: tensor maps, 0:
 // 16-byte copies).
@@ -54,8 +59,8 @@ struct Traits {
   static constexpr i32 CONSUMERS = 256;
   static constexpr i32 GROUP_WARPS = 4;
   static constexpr i32 THREADS = CONSUMERS + 128;
-  static constexpr i32 CONSUMER_REGISTERS = 224;
-  static constexpr i32 PRODUCER_REGISTERS = 56;
+  static constexpr i32 CONSUMER_REGISTERS = 232;
+  static constexpr i32 PRODUCER_REGISTERS = 40;
   static constexpr i32 STAGES = 2;
   static constexpr i32 SHARED_LIMIT = 227 * 1024;
 
@@ -93,30 +98,33 @@ struct Stage {
 struct SharedMemory {
   Block<64> queries[Traits::QUERY_BLOCKS];  // and at an item's end its result
   Stage stages[Traits::STAGES];
-  Block<64> probabilities;                   // [64 rows][64 tokens]
+  // [64 rows][64 tokens]. Each group takes what the other left before it leaves its own, and a warp
+  // reads and writes the same 16 rows, so one is enough.
+  Block<64> probabilities;
+  float maxima[64];                          // of the rows, with P
+  float sums[2][64];                         // of each group's exponentials
   Ring<Traits::STAGES * Stage::PARTS> ring;  // index: stage * 2 + half
-  // What the right half's rows are to be multiplied by: 16 rows x 4 copies a warp.
-  alignas(16) u32 factor[4][16][4];
   u64 queries_in;   // an item's queries are in shared memory
   u64 queries_out;  // .. and neither they nor the result in their place is needed any more
-  u64 written;      // P(j) and its factors are in shared memory
-  u64 read;         // .. and in the right group's registers
-  // S(j + 1) is under way: R(j) may queue up behind it. One for each stage of j, since the left
-  // group can be a tile ahead here, and a barrier cannot tell two phases back from none.
-  u64 scores_started[Traits::STAGES];
-  Poison<TILE_TOKENS> poison;
+  // The left group's maxima are in shared memory, by warp; P and its maxima, by group and warp; the
+  // sums, by group.
+  u64 raised[4];
+  u64 left[2][4];
+  u64 summed[2];
+  Poison<TILE_TOKENS> poison[Traits::STAGES];
 };
 static_assert(sizeof(SharedMemory) <= Traits::SHARED_LIMIT);
 
 // How to launch: threads a CTA, bytes of dynamic shared memory. Read by the host from the module.
 extern "C" __device__ i32 tied_wide_sm90_launch[2] = {Traits::THREADS, sizeof(SharedMemory)};
 
-// Named barrier of the left group alone; 0 is __syncthreads. What the groups have to say to each
-// other goes through mbarriers, four arrivals (one a warp) where it happens every tile.
-// PERF: 128 heads, 128 sequences of 8192, q_len 1 / 2: 509 / 951 us; with one arrival a thread 517 /
-// 926; with named barriers (one group arrives, the other waits) 505 / 900, but synccheck rejects one
-// barrier at two places of the code, and racecheck sees no order in an arrival.
-constexpr u32 BARRIER_LEFT = 1;
+// Named barrier of a group alone, + half; 0 is __syncthreads. What the groups have to say to each
+// other goes through mbarriers, warp by warp: synccheck rejects one named barrier at two places of the
+// code, and racecheck sees no order in an arrival.
+// PERF: 128 heads, 128 sequences of 8192, q_len 1 / 2 (32 teams): 489 / 867 us; maxima together with P
+// 506 / 912; one warp for both halves 500 / 884; both as before 501 / 902. S and P of all tiles by the
+// left group, R(j) held back until S(j + 1) is under way: 513 / 896.
+constexpr u32 BARRIER_GROUP = 1;
 
 using Scores = float[TILE_TOKENS / 2];           // 64 x 64
 using Accumulator = float[Traits::S / 4];        // 64 x s / 2
@@ -165,15 +173,12 @@ __device__ __forceinline__ i32 thread_row() {
   return threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 }
 
-// Where this lane's ldmatrix / stmatrix row of k16 step `step` of P lies.
+// Where this lane's ldmatrix / stmatrix row of k16 step `step` of P lies. Found where it is needed:
+// four addresses kept throughout the loop are registers that the right group has not.
 __device__ __forceinline__ u32 fragment_address(const Block<64>& p, i32 step) {
-  const i32 lane = threadIdx.x % 32;
-  const i32 row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-  return ptx::shared_address(&p) + swizzled(row, step * 2 + lane / 16);
-}
-
-__device__ __forceinline__ void release(SharedMemory& shared, i32 stage, Half half) {
-  consumer_arrive<Traits::BOXES>(&shared.ring.empty[stage * 2 + half]);
+  const i32 thread = ptx::opaque(threadIdx.x);
+  const i32 row = thread % 128 / 32 * 16 + thread % 16;
+  return ptx::shared_address(&p) + swizzled(row, step * 2 + thread % 32 / 16);
 }
 
 // Both groups: the item's queries into shared memory.
@@ -187,196 +192,248 @@ __device__ __forceinline__ void load_item_queries(const Attend& a, const Item& i
   ptx::mbarrier_arrive(&shared.queries_in);
 }
 
-// Where this lane's ldmatrix / stmatrix row of the factors lies. Each lane stores the factors of
-// its two rows and the lane in its place in the right group loads them, as with the fragments of P.
-__device__ __forceinline__ u32 factor_address(const SharedMemory& shared) {
-  return ptx::shared_address(&shared.factor[threadIdx.x % 128 / 32][threadIdx.x % 16]);
-}
+// One item, as one group sees it: SIDE is its half of the columns, and of each pair of tiles the left
+// group owns the first.
+template <Half SIDE>
+struct Group {
+  static constexpr Half OTHER = SIDE == LEFT ? RIGHT : LEFT;
 
-__device__ __forceinline__ void factors_out(SharedMemory& shared, u32& handover,
-                                            const float (&factor)[2]) {
-  const u32 bits[2] = {__float_as_uint(factor[0]), __float_as_uint(factor[1])};
-  ptx::stmatrix_x2(factor_address(shared), bits);
-  ptx::mbarrier_arrive_warp(&shared.written);
-  handover ^= 1;
-}
-
-__device__ __forceinline__ void factors_in(SharedMemory& shared, u32 handover, float (&factor)[2]) {
-  ptx::mbarrier_wait(&shared.written, handover);
-  u32 bits[2];
-  ptx::ldmatrix_x2(bits, factor_address(shared));
-  factor[0] = __uint_as_float(bits[0]);
-  factor[1] = __uint_as_float(bits[1]);
-}
-
-// One item, as the left group sees it.
-struct LeftGroup {
   const Attend& a;
   const Item& item;
   SharedMemory& shared;
   Cursor<Traits::STAGES>& cursor;
-  i32 hidden;     // first position that some row of the item does not see
-  u32& handover;  // number of the next, modulo 2
+  u32& taken;  // how many P of the other group, modulo 2
+  i32 hidden;  // first position that some row of the item does not see
   OnlineSoftmax softmax;
   bool bad_page;
 
-  __device__ __forceinline__ LeftGroup(const Attend& a, const Item& item, SharedMemory& shared,
-                                       Cursor<Traits::STAGES>& cursor, u32& handover)
-      : a(a), item(item), shared(shared), cursor(cursor), handover(handover), bad_page(false) {
+  __device__ __forceinline__ Group(const Attend& a, const Item& item, SharedMemory& shared,
+                                   Cursor<Traits::STAGES>& cursor, u32& taken)
+      : a(a), item(item), shared(shared), cursor(cursor), taken(taken), bad_page(false) {
     hidden = first_hidden(a.batch, item.piece, item.first_row / a.group);
     softmax.init();
   }
 
+  static __device__ __forceinline__ i32 warp() { return threadIdx.x % 128 / 32; }
+
   __device__ __forceinline__ bool masked(i32 kv) const { return kv + TILE_TOKENS > hidden; }
 
-  __device__ __forceinline__ void half_in(Half half) {
-    const i32 slot = cursor.stage * 2 + half;
-    ptx::mbarrier_wait(&shared.ring.full[slot], cursor.parity);
-    bad_page |= bad_page_in(shared.ring, slot);
+  __device__ __forceinline__ void half_in(const Cursor<Traits::STAGES>& at, Half half) {
+    ptx::mbarrier_wait(&shared.ring.full[at.stage * 2 + half], at.parity);
     if (!Traits::BOXES) ptx::fence_proxy_async();
   }
 
-  // S of the tile at `kv`, half by half as they arrive.
-  __device__ __forceinline__ void start_scores(Scores& s, i32 kv) {
-    Stage& stage = shared.stages[cursor.stage];
+  __device__ __forceinline__ void own_half_in(const Cursor<Traits::STAGES>& at, Half half) {
+    half_in(at, half);
+    bad_page |= bad_page_in(shared.ring, at.stage * 2 + half);
+  }
+
+  // S of a tile of this group, half by half as they arrive, not waited for.
+  __device__ __forceinline__ void start_scores(Scores& s, const Cursor<Traits::STAGES>& at,
+                                               i32 kv) {
+    Stage& stage = shared.stages[at.stage];
     constexpr i32 LEFT_BLOCKS =
         Traits::NOPE_BLOCKS < Traits::HALF_BLOCKS ? Traits::NOPE_BLOCKS : Traits::HALF_BLOCKS;
-    half_in(LEFT);
+    own_half_in(at, LEFT);
     if (masked(kv)) {
-      half_in(RIGHT);
-      sanitise<Number, Traits::STATE_BLOCKS>(stage.state(0), shared.poison, kv, hidden,
-                                             item.piece.kv_len, threadIdx.x / 32,
-                                             Traits::GROUP_WARPS);
+      own_half_in(at, RIGHT);
+      sanitise<Number, Traits::STATE_BLOCKS>(stage.state(0), shared.poison[at.stage], kv, hidden,
+                                             item.piece.kv_len, warp(), Traits::GROUP_WARPS);
       ptx::fence_proxy_async();
-      ptx::named_barrier_sync(BARRIER_LEFT, 128);
+      ptx::named_barrier_sync(BARRIER_GROUP + SIDE, 128);
     }
     ptx::wgmma_fence();
     start_score_blocks<0, LEFT_BLOCKS>(s, shared.queries, stage, false);
     start_score_blocks<Traits::NOPE_BLOCKS, Traits::KEY_BLOCKS>(s, shared.queries, stage,
                                                                 LEFT_BLOCKS > 0);
-    half_in(RIGHT);
+    own_half_in(at, RIGHT);
     ptx::wgmma_fence();
     start_score_blocks<LEFT_BLOCKS, Traits::NOPE_BLOCKS>(s, shared.queries, stage, true);
     ptx::wgmma_commit();
   }
 
-  // P from S, handed to the right group, and O brought to the new maximum.
-  __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p, Accumulator& o,
-                                                i32 kv) {
+  // P of a tile of this group from S. The left group's maxima go ahead: the right one's softmax
+  // starts from them.
+  __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p,
+                                                const Cursor<Traits::STAGES>& at, i32 kv,
+                                                float (&correction)[2]) {
     if (masked(kv)) {
       const i32 row = item.first_row + thread_row();
       const Visibility view[2] = {visibility(a.batch, item.piece, row / a.group),
                                   visibility(a.batch, item.piece, (row + 8) / a.group)};
-      mask_scores(s, view, kv, item.piece.kv_len, shared.poison);
+      mask_scores(s, view, kv, item.piece.kv_len, shared.poison[at.stage]);
     }
-    float correction[2];
-    softmax.push(s, a.scale_log2, correction);
+    softmax.raise(s, a.scale_log2, correction);
+    if constexpr (SIDE == LEFT) {
+      leave_maxima();
+      ptx::mbarrier_arrive_warp(&shared.raised[warp()]);
+    }
+    softmax.exponentiate(s, a.scale_log2, correction);
 #pragma unroll
     for (i32 i = 0; i < TILE_TOKENS / 4; ++i) {
       p[i / 4][i % 4] = Number::pack(s[2 * i], s[2 * i + 1]);
     }
-    ptx::mbarrier_wait(&shared.read, handover ^ 1);
+  }
+
+  __device__ __forceinline__ void leave_maxima() {
+    if (threadIdx.x % 4 != 0) return;
+    shared.maxima[thread_row()] = softmax.max[0];
+    shared.maxima[thread_row() + 8] = softmax.max[1];
+  }
+
+  __device__ __forceinline__ void follow_maxima(float (&correction)[2]) {
+    const float max[2] = {shared.maxima[thread_row()], shared.maxima[thread_row() + 8]};
+    // No lane of the warp may overwrite them before all have them.
+    __syncwarp();
+    softmax.follow(max, a.scale_log2, correction);
+  }
+
+  __device__ __forceinline__ void leave(const Probabilities& p) {
 #pragma unroll
     for (i32 step = 0; step < TILE_TOKENS / 16; ++step) {
       ptx::stmatrix_x4(fragment_address(shared.probabilities, step), p[step]);
     }
-    factors_out(shared, handover, correction);
-    correct_output(o, correction);
+    ptx::mbarrier_arrive_warp(&shared.left[SIDE][warp()]);
   }
 
-  __device__ __forceinline__ void run() {
-    Scores s;
-    Probabilities p;
-    Accumulator o = {};
-    i32 kv = item.piece.kv_begin;
-    if (kv < item.piece.kv_end) {
-      // S(0)
-      start_scores(s, kv);
-      ptx::wgmma_wait<0>();
-
-      for (; kv + TILE_TOKENS < item.piece.kv_end; kv += TILE_TOKENS) {
-        // P(j)
-        probabilities(s, p, o, kv);
-
-        // L(j), and S(j + 1) behind it
-        const i32 stage = cursor.stage;
-        start_output(o, p, shared.stages[stage].half(LEFT));
-        cursor.advance();
-        start_scores(s, kv + TILE_TOKENS);
-        ptx::mbarrier_arrive_warp(&shared.scores_started[stage]);
-
-        // L(j) done: its half may be refilled
-        ptx::wgmma_wait<1>();
-        release(shared, stage, LEFT);
-        ptx::wgmma_wait<0>();
-      }
-
-      // P and L of the last tile
-      probabilities(s, p, o, kv);
-      start_output(o, p, shared.stages[cursor.stage].half(LEFT));
-      ptx::mbarrier_arrive_warp(&shared.scores_started[cursor.stage]);
-      ptx::wgmma_wait<0>();
-      release(shared, cursor.stage, LEFT);
-      cursor.advance();
-    }
-
-    // Result; the right group waits for its factors
-    if (bad_page) softmax.sum[0] = softmax.sum[1] = not_a_number();
-    float factor[2], lse_log2[2];
-    softmax.normalise(a.scale_log2, factor, lse_log2);
-    const i32 row = item.first_row + thread_row();
-    resolve_weightless(a, item, row, factor[0], lse_log2[0]);
-    resolve_weightless(a, item, row + 8, factor[1], lse_log2[1]);
-    ptx::mbarrier_wait(&shared.read, handover ^ 1);
-    factors_out(shared, handover, factor);
-    ptx::named_barrier_sync(BARRIER_LEFT, 128);
-    store_group<Number>(a, item, item.first_row, Traits::ROWS, Traits::S, 0, shared.queries, o,
-                        factor, lse_log2, true);
-  }
-};
-
-// One item, as the right group sees it.
-__device__ __forceinline__ void run_right_group(const Attend& a, const Item& item,
-                                                SharedMemory& shared,
-                                                Cursor<Traits::STAGES>& cursor, u32& handover) {
-  Probabilities p;
-  Accumulator o = {};
-  float factor[2];
-  for (i32 kv = item.piece.kv_begin; kv < item.piece.kv_end; kv += TILE_TOKENS) {
-    // P(j)
-    factors_in(shared, handover, factor);
+  __device__ __forceinline__ void take(Probabilities& p) {
+    ptx::mbarrier_wait(&shared.left[OTHER][warp()], taken);
+    taken ^= 1;
 #pragma unroll
     for (i32 step = 0; step < TILE_TOKENS / 16; ++step) {
       ptx::ldmatrix_x4(p[step], fragment_address(shared.probabilities, step));
     }
-    ptx::mbarrier_arrive_warp(&shared.read);
-    handover ^= 1;
-    correct_output(o, factor);
-
-    // R(j), behind S(j + 1)
-    ptx::mbarrier_wait(&shared.ring.full[cursor.stage * 2 + RIGHT], cursor.parity);
-    if (!Traits::BOXES) ptx::fence_proxy_async();
-    ptx::mbarrier_wait(&shared.scores_started[cursor.stage], cursor.parity);
-    start_output(o, p, shared.stages[cursor.stage].half(RIGHT));
-    ptx::wgmma_wait<0>();
-    release(shared, cursor.stage, RIGHT);
-    cursor.advance();
   }
 
-  // Result
-  factors_in(shared, handover, factor);
-  ptx::mbarrier_arrive_warp(&shared.read);
-  handover ^= 1;
-  const float no_lse[2] = {};
-  store_group<Number>(a, item, item.first_row, Traits::ROWS, Traits::S, Traits::S / 2,
-                      shared.queries + Traits::HALF_BLOCKS, o, factor, no_lse, false);
+  __device__ __forceinline__ void start_half(Accumulator& o, const Probabilities& p,
+                                             const float (&correction)[2], i32 stage) {
+    correct_output(o, correction);
+    start_output(o, p, shared.stages[stage].half(SIDE));
+  }
+
+  __device__ __forceinline__ void half_out(i32 stage) {
+    consumer_arrive<Traits::BOXES>(&shared.ring.empty[stage * 2 + SIDE]);
+  }
+
+  // Tiles j, of the left group, and j + 1, of the right one.
+  __device__ __forceinline__ void pair(Accumulator& o, i32 kv) {
+    Scores s;
+    Probabilities own, other;
+    float correction[2];
+    const Cursor<Traits::STAGES> first = cursor;
+    cursor.advance();
+    const Cursor<Traits::STAGES> second = cursor;
+    cursor.advance();
+    if constexpr (SIDE == LEFT) {
+      start_scores(s, first, kv);
+      ptx::wgmma_wait<0>();
+      probabilities(s, own, first, kv, correction);
+      leave(own);
+      start_half(o, own, correction, first.stage);
+      ptx::wgmma_wait<0>();
+      half_out(first.stage);
+
+      take(other);
+      follow_maxima(correction);
+      half_in(second, LEFT);
+      start_half(o, other, correction, second.stage);
+    } else {
+      start_scores(s, second, kv + TILE_TOKENS);
+      ptx::mbarrier_wait(&shared.raised[warp()], taken);
+      follow_maxima(correction);
+      ptx::wgmma_wait<0>();
+      correct_output(o, correction);
+      probabilities(s, own, second, kv + TILE_TOKENS, correction);
+      take(other);
+      leave_maxima();
+      leave(own);
+
+      half_in(first, RIGHT);
+      start_output(o, other, shared.stages[first.stage].half(RIGHT));
+      ptx::wgmma_wait<0>();
+      half_out(first.stage);
+      start_half(o, own, correction, second.stage);
+    }
+    ptx::wgmma_wait<0>();
+    half_out(second.stage);
+  }
+
+  // A last tile without a second.
+  __device__ __forceinline__ void single(Accumulator& o, i32 kv) {
+    Probabilities p;
+    float correction[2];
+    const Cursor<Traits::STAGES> only = cursor;
+    cursor.advance();
+    if constexpr (SIDE == LEFT) {
+      Scores s;
+      start_scores(s, only, kv);
+      ptx::wgmma_wait<0>();
+      probabilities(s, p, only, kv, correction);
+      leave(p);
+    } else {
+      ptx::mbarrier_wait(&shared.raised[warp()], taken);
+      follow_maxima(correction);
+      take(p);
+      half_in(only, RIGHT);
+    }
+    start_half(o, p, correction, only.stage);
+    ptx::wgmma_wait<0>();
+    half_out(only.stage);
+  }
+
+  // Both groups' exponentials together. Behind it no warp of either multiplies any more.
+  __device__ __forceinline__ void add_sums(u32 item_parity) {
+    if (bad_page) softmax.sum[0] = softmax.sum[1] = not_a_number();
+    softmax.gather();
+    const i32 row = thread_row();
+    if (threadIdx.x % 4 == 0) {
+      shared.sums[SIDE][row] = softmax.sum[0];
+      shared.sums[SIDE][row + 8] = softmax.sum[1];
+    }
+    ptx::mbarrier_arrive_warp(&shared.summed[SIDE]);
+    ptx::mbarrier_wait(&shared.summed[SIDE], item_parity);
+    ptx::mbarrier_wait(&shared.summed[OTHER], item_parity);
+    softmax.sum[0] = shared.sums[LEFT][row] + shared.sums[RIGHT][row];
+    softmax.sum[1] = shared.sums[LEFT][row + 8] + shared.sums[RIGHT][row + 8];
+  }
+
+  __device__ __forceinline__ void run(u32 item_parity) {
+    Accumulator o = {};
+    i32 kv = item.piece.kv_begin;
+    for (; kv + TILE_TOKENS < item.piece.kv_end; kv += 2 * TILE_TOKENS) pair(o, kv);
+    if (kv < item.piece.kv_end) single(o, kv);
+
+    add_sums(item_parity);
+    float factor[2], lse_log2[2];
+    softmax.finish(a.scale_log2, factor, lse_log2);
+    const i32 row = item.first_row + thread_row();
+    resolve_weightless(a, item, row, factor[0], lse_log2[0]);
+    resolve_weightless(a, item, row + 8, factor[1], lse_log2[1]);
+    // The queries are done with, and make room for the result.
+    constexpr i32 BLOCK = SIDE * Traits::HALF_BLOCKS;
+    store_group<Number>(a, item, item.first_row, Traits::ROWS, Traits::S, BLOCK * BLOCK_COLUMNS,
+                        shared.queries + BLOCK, o, factor, lse_log2, SIDE == LEFT);
+  }
+};
+
+template <Half SIDE>
+__device__ __forceinline__ void consume(const Attend& a, SharedMemory& shared) {
+  Cursor<Traits::STAGES> cursor;
+  u32 taken = 0, item_parity = 0;
+  for_each_item(a.schedule, a.group, [&](const Item& item) {
+    load_item_queries(a, item, shared, item_parity);
+    ptx::mbarrier_wait(&shared.queries_in, item_parity);
+    Group<SIDE>(a, item, shared, cursor, taken).run(item_parity);
+    ptx::mbarrier_arrive(&shared.queries_out);
+    item_parity ^= 1;
+  });
 }
 
 __device__ __forceinline__ void produce(const Attend& a, const TensorMap* state_map,
                                         const TensorMap* rope_map, SharedMemory& shared) {
   Cursor<Traits::STAGES> cursor;
   if constexpr (Traits::BOXES) {
-    if (threadIdx.x / 32 != Traits::CONSUMERS / 32) return;
+    if (threadIdx.x / 32 >= Traits::CONSUMERS / 32 + Stage::PARTS) return;
     for_each_item(a.schedule, a.group, [&](const Item& item) {
       load_item_boxes(item, a.batch, state_map, rope_map, shared.stages, shared.ring, cursor,
                       a.status);
@@ -400,11 +457,13 @@ extern "C" __global__ void __launch_bounds__(Traits::THREADS, 1)
                      consumer_arrivals<Traits::BOXES>(Traits::GROUP_WARPS));
     ptx::mbarrier_init(&shared.queries_in, Traits::CONSUMERS);
     ptx::mbarrier_init(&shared.queries_out, Traits::CONSUMERS);
-    ptx::mbarrier_init(&shared.written, Traits::GROUP_WARPS);
-    ptx::mbarrier_init(&shared.read, Traits::GROUP_WARPS);
-    for (u64& started : shared.scores_started) ptx::mbarrier_init(&started, Traits::GROUP_WARPS);
+    for (u64& raised : shared.raised) ptx::mbarrier_init(&raised, 1);
+    for (i32 side = 0; side < 2; ++side) {
+      for (u64& left : shared.left[side]) ptx::mbarrier_init(&left, 1);
+      ptx::mbarrier_init(&shared.summed[side], Traits::GROUP_WARPS);
+    }
     ptx::fence_mbarrier_init();
-    shared.poison.init();
+    for (Poison<TILE_TOKENS>& poison : shared.poison) poison.init();
     if constexpr (Traits::BOXES) {
       ptx::prefetch_tensor_map(&state_map);
       ptx::prefetch_tensor_map(&rope_map);
@@ -419,26 +478,12 @@ extern "C" __global__ void __launch_bounds__(Traits::THREADS, 1)
   if (group == 2) {
     ptx::release_registers<Traits::PRODUCER_REGISTERS>();
     produce(a, &state_map, &rope_map, shared);
-  } else if (group == RIGHT) {
-    ptx::claim_registers<Traits::CONSUMER_REGISTERS>();
-    Cursor<Traits::STAGES> cursor;
-    u32 handover = 0, item_parity = 0;
-    for_each_item(a.schedule, a.group, [&](const Item& item) {
-      load_item_queries(a, item, shared, item_parity);
-      run_right_group(a, item, shared, cursor, handover);
-      ptx::mbarrier_arrive(&shared.queries_out);
-      item_parity ^= 1;
-    });
   } else {
     ptx::claim_registers<Traits::CONSUMER_REGISTERS>();
-    Cursor<Traits::STAGES> cursor;
-    u32 handover = 0, item_parity = 0;
-    for_each_item(a.schedule, a.group, [&](const Item& item) {
-      load_item_queries(a, item, shared, item_parity);
-      ptx::mbarrier_wait(&shared.queries_in, item_parity);
-      LeftGroup(a, item, shared, cursor, handover).run();
-      ptx::mbarrier_arrive(&shared.queries_out);
-      item_parity ^= 1;
-    });
+    if (group == LEFT) {
+      consume<LEFT>(a, shared);
+    } else {
+      consume<RIGHT>(a, shared);
+    }
   }
 }

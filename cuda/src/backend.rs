@@ -352,7 +352,7 @@ impl Backend for CudaBackend {
                 if !(call.q.is_aligned() && call.o.is_aligned() && call.cache.is_aligned()) {
                     return Err(other("a tensor that is not aligned to 16 bytes".into()));
                 }
-                self.launch_tiled(tiled, &argument, call.cache)?;
+                self.launch_tiled(call.plan, tiled, &argument, call.cache)?;
             }
         }
         Ok(())
