@@ -1,6 +1,8 @@
 //! Which instruction set runs: chosen once per engine, or forced.
 
 use crate::attend::Shared;
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+use crate::lanes::Neon;
 use crate::lanes::{Job, Lanes, Portable, Unit};
 use crate::plan::Scratch;
 use crate::schedule::Task;
@@ -22,6 +24,8 @@ use std::str::FromStr;
 pub enum Kernel {
     /// Plain Rust, for whatever the build targets.
     Portable,
+    /// NEON: f32 arithmetic on any cache.
+    Neon,
     /// AVX2 with FMA and F16C: f32 arithmetic on any cache.
     Avx2,
     /// AVX-512: f32 arithmetic on any cache.
@@ -36,6 +40,8 @@ pub enum Kernel {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Instructions {
     Portable(Portable),
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    Neon(Neon),
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     Avx2(Avx2),
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -51,7 +57,7 @@ impl Instructions {
     pub(crate) fn fused(self) -> bool {
         match self {
             Instructions::Portable(_) => Portable::FUSED,
-            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
             _ => true,
         }
     }
@@ -60,6 +66,8 @@ impl Instructions {
     pub(crate) fn run(self, job: impl Job) {
         match self {
             Instructions::Portable(lanes) => lanes.vectorize(job),
+            #[cfg(all(target_arch = "aarch64", not(miri)))]
+            Instructions::Neon(lanes) => lanes.vectorize(job),
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             Instructions::Avx2(lanes) => lanes.vectorize(job),
             #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -71,6 +79,10 @@ impl Instructions {
 
     /// The rows of a cached head are padded to a multiple of this: to whole tiles where the matrix
     /// unit may run.
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", not(miri))),
+        expect(unused_variables, reason = "for x86-64")
+    )]
     pub(crate) fn row_align(self, dtype: Dtype) -> usize {
         match self {
             #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -86,6 +98,10 @@ impl Instructions {
     }
 
     /// True if probabilities are rounded to bf16.
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", not(miri))),
+        expect(unused_variables, reason = "for x86-64")
+    )]
     pub(crate) fn rounds_probabilities(self, dtype: Dtype) -> bool {
         match self {
             #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -129,9 +145,16 @@ impl Instructions {
 pub(crate) const VARIABLE: &str = "GROUPED_ATTENTION_CPU_KERNEL";
 
 impl Kernel {
-    /// Every kernel, the fastest last; the fourth is that only on the processors where it is chosen.
-    pub const ALL: [Kernel; 5] =
-        [Kernel::Portable, Kernel::Avx2, Kernel::Avx512, Kernel::Avx512Bf16, Kernel::Amx];
+    /// Every kernel, of each architecture the fastest last; [`Avx512Bf16`](Self::Avx512Bf16) is faster than the one before it only
+    /// on the processors where it is chosen.
+    pub const ALL: [Kernel; 6] = [
+        Kernel::Portable,
+        Kernel::Neon,
+        Kernel::Avx2,
+        Kernel::Avx512,
+        Kernel::Avx512Bf16,
+        Kernel::Amx,
+    ];
 
     /// The kernels that this machine can run, in the order of [`ALL`](Self::ALL).
     pub fn available() -> Vec<Kernel> {
@@ -151,6 +174,7 @@ impl Kernel {
     pub(crate) fn detect(self) -> Result<Instructions, String> {
         let found = match self {
             Kernel::Portable => Some(Instructions::Portable(Portable)),
+            Kernel::Neon => return Err(self.elsewhere()),
             Kernel::Avx2 => Avx2::detect().map(Instructions::Avx2),
             Kernel::Avx512 => Avx512::detect().map(Instructions::Avx512),
             Kernel::Avx512Bf16 => Pairs::detect().map(Instructions::Avx512Bf16),
@@ -167,8 +191,18 @@ impl Kernel {
     pub(crate) fn detect(self) -> Result<Instructions, String> {
         match self {
             Kernel::Portable => Ok(Instructions::Portable(Portable)),
-            _ => Err(format!("{self} needs an x86-64 processor with {}", self.needs())),
+            #[cfg(all(target_arch = "aarch64", not(miri)))]
+            Kernel::Neon => Neon::detect()
+                .map(Instructions::Neon)
+                .ok_or_else(|| format!("the processor lacks {}", self.needs())),
+            _ => Err(self.elsewhere()),
         }
+    }
+
+    /// What to say on another architecture.
+    fn elsewhere(self) -> String {
+        let architecture = if self == Kernel::Neon { "aarch64" } else { "x86-64" };
+        format!("{self} needs an {architecture} processor with {}", self.needs())
     }
 
     /// True if it is faster than those before it wherever it runs, or on this processor.
@@ -183,6 +217,7 @@ impl Kernel {
     fn needs(self) -> &'static str {
         match self {
             Kernel::Portable => "nothing",
+            Kernel::Neon => "NEON",
             Kernel::Avx2 => "AVX2, FMA or F16C",
             Kernel::Avx512 | Kernel::Amx => "AVX-512 F, BW, DQ or VL",
             Kernel::Avx512Bf16 => "AVX-512 F, BW, DQ, VL or BF16",
@@ -194,6 +229,7 @@ impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Kernel::Portable => "portable",
+            Kernel::Neon => "neon",
             Kernel::Avx2 => "avx2",
             Kernel::Avx512 => "avx512",
             Kernel::Avx512Bf16 => "avx512bf16",

@@ -5,11 +5,15 @@
 mod avx2;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+mod neon;
 mod portable;
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) use {avx2::Avx2, avx512::Avx512};
 
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
 use crate::buffer::Element;
@@ -94,6 +98,7 @@ pub(crate) trait Unit: Element {
     fn unit<L: Lanes>(lanes: L, x: &[Self]) -> [L::F; 2];
     fn zero() -> Self;
     /// The same numbers, where they are bf16.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     fn as_bf16(_: &[Self]) -> Option<&[half::bf16]> {
         None
     }
@@ -127,6 +132,7 @@ impl Unit for half::bf16 {
     fn unit<L: Lanes>(lanes: L, x: &[half::bf16]) -> [L::F; 2] {
         lanes.unit_bf16(x)
     }
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     fn as_bf16(x: &[half::bf16]) -> Option<&[half::bf16]> {
         Some(x)
     }

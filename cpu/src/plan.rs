@@ -235,6 +235,10 @@ impl Workspace {
 }
 
 impl Scratch {
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", not(miri))),
+        expect(unused_variables, reason = "for x86-64")
+    )]
     fn new(padded: Padded, bounds: &Bounds, matrix: bool) -> Result<Scratch, EngineError> {
         Ok(Scratch {
             q: Buffer::zeroed::<f32>(bounds.rows * padded.q_stride())?,

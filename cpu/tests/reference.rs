@@ -475,6 +475,9 @@ fn kernels_are_forced_and_named() {
         assert_eq!(kernel.to_string().parse(), Ok(kernel));
     }
     assert!(
-        "sse9".parse::<Kernel>().unwrap_err().contains("portable, avx2, avx512, avx512bf16, amx")
+        "sse9"
+            .parse::<Kernel>()
+            .unwrap_err()
+            .contains("portable, neon, avx2, avx512, avx512bf16, amx")
     );
 }
