@@ -145,8 +145,8 @@ impl Instructions {
 pub(crate) const VARIABLE: &str = "GROUPED_ATTENTION_CPU_KERNEL";
 
 impl Kernel {
-    /// Every kernel, of each architecture the fastest last; [`Avx512Bf16`](Self::Avx512Bf16) is faster than the one before it only
-    /// on the processors where it is chosen.
+    /// Every kernel, of each architecture the fastest last; [`Avx512Bf16`](Self::Avx512Bf16) is
+    /// faster than the one before it only on the processors where it is chosen.
     pub const ALL: [Kernel; 6] = [
         Kernel::Portable,
         Kernel::Neon,

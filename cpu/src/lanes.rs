@@ -32,7 +32,7 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Vectors that registers hold: what a tile of sums may take.
     const REGISTERS: usize;
     /// Rows of a head from which faer multiplies; `usize::MAX` where it has neither these instructions
-    /// nor better ones.
+    /// nor better ones, or allocates.
     #[cfg(feature = "faer")]
     const DENSE_ROWS: usize;
     /// True if [`fma`](Self::fma) rounds once.
