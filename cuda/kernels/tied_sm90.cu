@@ -185,9 +185,7 @@ __device__ __forceinline__ void pack_probabilities(Probabilities& p, const Score
   }
 }
 
-// Skipped by a warp whose maxima all stayed, which changes no bit: the factors are then exactly 1.
 __device__ __forceinline__ void correct_output(Accumulator& o, const float (&correction)[2]) {
-  if (!__any_sync(~0u, correction[0] != 1.0f || correction[1] != 1.0f)) return;
 #pragma unroll
   for (i32 i = 0; i < Traits::S / 2; ++i) o[i] *= correction[i / 2 % 2];
 }
@@ -274,7 +272,7 @@ struct Consumer {
     consumer_arrive<Traits::BOXES>(&shared.ring.empty[stage]);
   }
 
-  // P from S, and O brought to the new maximum.
+  // P from S, and O brought to its base.
   __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p, Accumulator& o,
                                                 i32 kv) {
     if (masked(kv)) {
@@ -283,15 +281,15 @@ struct Consumer {
       mask_scores(s, view, kv, item.piece.kv_len, shared.poison[cursor.stage]);
     }
     float correction[2];
-    softmax.push(s, a.scale_log2, correction);
+    const bool moved = softmax.push(s, a.scale_log2, correction);
     pack_probabilities(p, s);
-    correct_output(o, correction);
+    if (moved) correct_output(o, correction);
   }
 
   __device__ __forceinline__ void result_out(const Accumulator& o) {
     if (bad_page) softmax.sum[0] = softmax.sum[1] = not_a_number();
     float factor[2], lse_log2[2];
-    softmax.normalise(a.scale_log2, factor, lse_log2);
+    softmax.normalise(factor, lse_log2);
     resolve_weightless(a, item, thread_row, factor[0], lse_log2[0]);
     resolve_weightless(a, item, thread_row + 8, factor[1], lse_log2[1]);
     // The queries are done with, and make room for the result.

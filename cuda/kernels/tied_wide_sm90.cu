@@ -19,14 +19,17 @@
 // products:
 //
 //     tensor cores  | S(j)    | S(j+1)        | L(j)       | R(j) L(j+1) | R(j+1) | S(j+2) ..
-//     left          |         | max, P(j)     |            |             |
-//     right         |         |          max, P(j+1)       |             |
+//     left          |         | P(j)          |            |             |
+//     right         |         |               | P(j+1)     |             |
 //     producers       .. the halves of tile j+2, each as soon as L(j) or R(j) is done ..
 //
-// The right group's softmax waits for the left one's maxima alone, which go ahead of P(j).
+// With tensor maps L(j) is held back until S(j + 1) is issued, which more depends on.
 //
-// Two tiles are all that fit, so a tile is refilled by halves, the left one with the rope key. A warp
-// copies each, so that neither waits until the other may be refilled.
+// Each group takes exponentials against a base of its own, which the other gets with P; where they
+// are not the same, both groups go on with the larger one.
+//
+// Two tiles are all that fit, so a tile is refilled by halves, the left one with the rope key. With
+// tensor maps a warp copies each, so that neither waits until the other may be refilled.
 //
 // Compiled with -D: GA_N, GA_R, GA_S (widths), GA_BF16 (0 or 1), GA_BOXES (1: tensor maps, 0:
 // 16-byte copies).
@@ -101,16 +104,15 @@ struct SharedMemory {
   // [64 rows][64 tokens]. Each group takes what the other left before it leaves its own, and a warp
   // reads and writes the same 16 rows, so one is enough.
   Block<64> probabilities;
-  float maxima[64];                          // of the rows, with P
-  float sums[2][64];                         // of each group's exponentials
+  // With P, its base: by warp and row, from each of the row's four lanes.
+  alignas(16) u32 bases[4][16][4];
+  float sums[2][64];  // of each group's exponentials
   Ring<Traits::STAGES * Stage::PARTS> ring;  // index: stage * 2 + half
   u64 queries_in;   // an item's queries are in shared memory
   u64 queries_out;  // .. and neither they nor the result in their place is needed any more
-  // The left group's maxima are in shared memory, by warp; P and its maxima, by group and warp; the
-  // sums, by group.
-  u64 raised[4];
-  u64 left[2][4];
-  u64 summed[2];
+  u64 handed[2][4];  // P and its base are there, by group and warp
+  u64 scoring[4];    // the right group's S is under way, by warp
+  u64 summed[2];     // the sums are there, by group
   Poison<TILE_TOKENS> poison[Traits::STAGES];
 };
 static_assert(sizeof(SharedMemory) <= Traits::SHARED_LIMIT);
@@ -163,9 +165,15 @@ __device__ __forceinline__ void start_output(Accumulator& o, const Probabilities
 }
 
 __device__ __forceinline__ void correct_output(Accumulator& o, const float (&correction)[2]) {
-  if (!__any_sync(~0u, correction[0] != 1.0f || correction[1] != 1.0f)) return;
 #pragma unroll
   for (i32 i = 0; i < Traits::S / 4; ++i) o[i] *= correction[i / 2 % 2];
+}
+
+// P against another base. The factors are powers of two.
+__device__ __forceinline__ void correct_probabilities(Probabilities& p, const float (&factor)[2]) {
+  const u32 pair[2] = {Number::pack(factor[0], factor[0]), Number::pack(factor[1], factor[1])};
+#pragma unroll
+  for (i32 i = 0; i < TILE_TOKENS / 4; ++i) p[i / 4][i % 4] = Number::multiply(p[i / 4][i % 4], pair[i % 2]);
 }
 
 // The thread's first row of the item's 64; it also holds the row 8 below.
@@ -252,9 +260,9 @@ struct Group {
     ptx::wgmma_commit();
   }
 
-  // P of a tile of this group from S. The left group's maxima go ahead: the right one's softmax
-  // starts from them.
-  __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p,
+  // P of a tile of this group from S. True where a base moved: what was accumulated so far must be
+  // multiplied by `correction` then.
+  __device__ __forceinline__ bool probabilities(Scores& s, Probabilities& p,
                                                 const Cursor<Traits::STAGES>& at, i32 kv,
                                                 float (&correction)[2]) {
     if (masked(kv)) {
@@ -263,51 +271,60 @@ struct Group {
                                   visibility(a.batch, item.piece, (row + 8) / a.group)};
       mask_scores(s, view, kv, item.piece.kv_len, shared.poison[at.stage]);
     }
-    softmax.raise(s, a.scale_log2, correction);
-    if constexpr (SIDE == LEFT) {
-      leave_maxima();
-      ptx::mbarrier_arrive_warp(&shared.raised[warp()]);
-    }
-    softmax.exponentiate(s, a.scale_log2, correction);
+    const bool moved = softmax.push(s, a.scale_log2, correction);
 #pragma unroll
     for (i32 i = 0; i < TILE_TOKENS / 4; ++i) {
       p[i / 4][i % 4] = Number::pack(s[2 * i], s[2 * i + 1]);
     }
+    return moved;
   }
 
-  __device__ __forceinline__ void leave_maxima() {
-    if (threadIdx.x % 4 != 0) return;
-    shared.maxima[thread_row()] = softmax.max[0];
-    shared.maxima[thread_row() + 8] = softmax.max[1];
+  static __device__ __forceinline__ u32 base_address(const SharedMemory& shared) {
+    return ptx::shared_address(shared.bases[warp()][ptx::opaque(threadIdx.x) % 16]);
   }
 
-  __device__ __forceinline__ void follow_maxima(float (&correction)[2]) {
-    const float max[2] = {shared.maxima[thread_row()], shared.maxima[thread_row() + 8]};
-    // No lane of the warp may overwrite them before all have them.
-    __syncwarp();
-    softmax.follow(max, a.scale_log2, correction);
-  }
-
-  __device__ __forceinline__ void leave(const Probabilities& p) {
+  __device__ __forceinline__ void hand(const Probabilities& p) {
 #pragma unroll
     for (i32 step = 0; step < TILE_TOKENS / 16; ++step) {
       ptx::stmatrix_x4(fragment_address(shared.probabilities, step), p[step]);
     }
-    ptx::mbarrier_arrive_warp(&shared.left[SIDE][warp()]);
+    ptx::stmatrix_x2(base_address(shared),
+                     {__float_as_uint(softmax.base[0]), __float_as_uint(softmax.base[1])});
+    ptx::mbarrier_arrive_warp(&shared.handed[SIDE][warp()]);
   }
 
-  __device__ __forceinline__ void take(Probabilities& p) {
-    ptx::mbarrier_wait(&shared.left[OTHER][warp()], taken);
+  __device__ __forceinline__ void take(Probabilities& p, float (&base)[2]) {
+    ptx::mbarrier_wait(&shared.handed[OTHER][warp()], taken);
     taken ^= 1;
 #pragma unroll
     for (i32 step = 0; step < TILE_TOKENS / 16; ++step) {
       ptx::ldmatrix_x4(p[step], fragment_address(shared.probabilities, step));
     }
+    u32 bits[2];
+    ptx::ldmatrix_x2(bits, base_address(shared));
+    base[0] = __uint_as_float(bits[0]);
+    base[1] = __uint_as_float(bits[1]);
   }
 
-  __device__ __forceinline__ void start_half(Accumulator& o, const Probabilities& p,
-                                             const float (&correction)[2], i32 stage) {
-    correct_output(o, correction);
+  // Where the other group's P has another base than this group's sums: the larger one for both. True
+  // where a row's is, with what to multiply this group's sums and P by.
+  __device__ __forceinline__ bool agree(Probabilities& other, const float (&base)[2],
+                                        float (&own_factor)[2]) {
+    if (!__any_sync(~0u, base[0] != softmax.base[0] || base[1] != softmax.base[1])) return false;
+    float other_factor[2];
+#pragma unroll
+    for (i32 r = 0; r < 2; ++r) {
+      const float larger = fmaxf(softmax.base[r], base[r]);
+      own_factor[r] = OnlineSoftmax::rebase(softmax.base[r], larger);
+      other_factor[r] = OnlineSoftmax::rebase(base[r], larger);
+      softmax.base[r] = larger;
+      softmax.sum[r] *= own_factor[r];
+    }
+    correct_probabilities(other, other_factor);
+    return true;
+  }
+
+  __device__ __forceinline__ void start_half(Accumulator& o, const Probabilities& p, i32 stage) {
     start_output(o, p, shared.stages[stage].half(SIDE));
   }
 
@@ -319,7 +336,7 @@ struct Group {
   __device__ __forceinline__ void pair(Accumulator& o, i32 kv) {
     Scores s;
     Probabilities own, other;
-    float correction[2];
+    float correction[2], base[2], factor[2];
     const Cursor<Traits::STAGES> first = cursor;
     cursor.advance();
     const Cursor<Traits::STAGES> second = cursor;
@@ -327,32 +344,33 @@ struct Group {
     if constexpr (SIDE == LEFT) {
       start_scores(s, first, kv);
       ptx::wgmma_wait<0>();
-      probabilities(s, own, first, kv, correction);
-      leave(own);
-      start_half(o, own, correction, first.stage);
+      if (probabilities(s, own, first, kv, correction)) correct_output(o, correction);
+      hand(own);
+      if (Traits::BOXES) ptx::mbarrier_wait(&shared.scoring[warp()], taken);
+      start_half(o, own, first.stage);
       ptx::wgmma_wait<0>();
       half_out(first.stage);
 
-      take(other);
-      follow_maxima(correction);
+      take(other, base);
+      if (agree(other, base, factor)) correct_output(o, factor);
       half_in(second, LEFT);
-      start_half(o, other, correction, second.stage);
+      start_half(o, other, second.stage);
     } else {
       start_scores(s, second, kv + TILE_TOKENS);
-      ptx::mbarrier_wait(&shared.raised[warp()], taken);
-      follow_maxima(correction);
+      if (Traits::BOXES) ptx::mbarrier_arrive_warp(&shared.scoring[warp()]);
       ptx::wgmma_wait<0>();
-      correct_output(o, correction);
-      probabilities(s, own, second, kv + TILE_TOKENS, correction);
-      take(other);
-      leave_maxima();
-      leave(own);
-
+      if (probabilities(s, own, second, kv + TILE_TOKENS, correction)) correct_output(o, correction);
+      take(other, base);
+      hand(own);
+      if (agree(other, base, factor)) {
+        correct_output(o, factor);
+        correct_probabilities(own, factor);
+      }
       half_in(first, RIGHT);
-      start_output(o, other, shared.stages[first.stage].half(RIGHT));
+      start_half(o, other, first.stage);
       ptx::wgmma_wait<0>();
       half_out(first.stage);
-      start_half(o, own, correction, second.stage);
+      start_half(o, own, second.stage);
     }
     ptx::wgmma_wait<0>();
     half_out(second.stage);
@@ -361,22 +379,21 @@ struct Group {
   // A last tile without a second.
   __device__ __forceinline__ void single(Accumulator& o, i32 kv) {
     Probabilities p;
-    float correction[2];
+    float factor[2], base[2];
     const Cursor<Traits::STAGES> only = cursor;
     cursor.advance();
     if constexpr (SIDE == LEFT) {
       Scores s;
       start_scores(s, only, kv);
       ptx::wgmma_wait<0>();
-      probabilities(s, p, only, kv, correction);
-      leave(p);
+      if (probabilities(s, p, only, kv, factor)) correct_output(o, factor);
+      hand(p);
     } else {
-      ptx::mbarrier_wait(&shared.raised[warp()], taken);
-      follow_maxima(correction);
-      take(p);
+      take(p, base);
+      if (agree(p, base, factor)) correct_output(o, factor);
       half_in(only, RIGHT);
     }
-    start_half(o, p, correction, only.stage);
+    start_half(o, p, only.stage);
     ptx::wgmma_wait<0>();
     half_out(only.stage);
   }
@@ -390,7 +407,7 @@ struct Group {
       shared.sums[SIDE][row] = softmax.sum[0];
       shared.sums[SIDE][row + 8] = softmax.sum[1];
     }
-    ptx::mbarrier_arrive_warp(&shared.summed[SIDE]);
+    ptx::mbarrier_arrive(&shared.summed[SIDE]);
     ptx::mbarrier_wait(&shared.summed[SIDE], item_parity);
     ptx::mbarrier_wait(&shared.summed[OTHER], item_parity);
     softmax.sum[0] = shared.sums[LEFT][row] + shared.sums[RIGHT][row];
@@ -405,7 +422,7 @@ struct Group {
 
     add_sums(item_parity);
     float factor[2], lse_log2[2];
-    softmax.finish(a.scale_log2, factor, lse_log2);
+    softmax.finish(factor, lse_log2);
     const i32 row = item.first_row + thread_row();
     resolve_weightless(a, item, row, factor[0], lse_log2[0]);
     resolve_weightless(a, item, row + 8, factor[1], lse_log2[1]);
@@ -457,10 +474,10 @@ extern "C" __global__ void __launch_bounds__(Traits::THREADS, 1)
                      consumer_arrivals<Traits::BOXES>(Traits::GROUP_WARPS));
     ptx::mbarrier_init(&shared.queries_in, Traits::CONSUMERS);
     ptx::mbarrier_init(&shared.queries_out, Traits::CONSUMERS);
-    for (u64& raised : shared.raised) ptx::mbarrier_init(&raised, 1);
+    for (u64& scoring : shared.scoring) ptx::mbarrier_init(&scoring, 1);
     for (i32 side = 0; side < 2; ++side) {
-      for (u64& left : shared.left[side]) ptx::mbarrier_init(&left, 1);
-      ptx::mbarrier_init(&shared.summed[side], Traits::GROUP_WARPS);
+      for (u64& handed : shared.handed[side]) ptx::mbarrier_init(&handed, 1);
+      ptx::mbarrier_init(&shared.summed[side], Traits::CONSUMERS / 2);
     }
     ptx::fence_mbarrier_init();
     for (Poison<TILE_TOKENS>& poison : shared.poison) poison.init();

@@ -2,7 +2,7 @@
 // tied_heads_sm90.cu and separate_heads_sm90.cu share. They differ in where a cached row keeps its
 // key and its value, which `Cached` says. Deep-dive: docs/kernels/tied_sm90.md.
 //
-//     S = Q K^T, P = 2^(S scale - max), O += P V         16 or 32 rows x TOKENS, a warp a head
+//     S = Q K^T, P = 2^(S scale - base), O += P V         16 or 32 rows x TOKENS, a warp a head
 //
 // A whole cached row goes through one CTA, so what its heads share is read once. Each consumer warp
 // owns one cached head from queries to result and multiplies with mma.sync, whose 16-row tiles fit
@@ -36,7 +36,6 @@
 #include "tile/ring.cuh"
 #include "tile/softmax.cuh"
 #include "tile/store.cuh"
-#include "tile/weight.cuh"
 #include "tile/weightless.cuh"
 
 struct Traits {
@@ -112,7 +111,7 @@ struct Stage {
 // What a warp has at the end of an item, a column a lane.
 struct PartialSum {
   float o[Traits::ROW_TILES][Cached::D_V / 2][32];
-  float max[Traits::ROW_TILES][2][32];
+  float base[Traits::ROW_TILES][2][32];
   float sum[Traits::ROW_TILES][2][32];
 };
 static_assert(sizeof(PartialSum) == Traits::SUM_BYTES);
@@ -267,7 +266,7 @@ struct Consumer {
     consumer_arrive<Traits::BOXES>(&shared.ring.empty[cursor.stage]);
   }
 
-  // P from S, and O brought to the new maximum, for one row tile.
+  // P from S, and O brought to its base, for one row tile.
   __device__ __forceinline__ void probabilities(float (&s)[Traits::TOKENS / 2],
                                                 u32 (&p)[Traits::TOKEN_STEPS][4],
                                                 float (&o)[Cached::D_V / 2], i32 tile, i32 kv) {
@@ -278,12 +277,12 @@ struct Consumer {
       mask_scores(s, view, kv, item.piece.kv_len, shared.poison[warp]);
     }
     float correction[2];
-    softmax[tile].push(s, a.scale_log2, correction);
+    const bool moved = softmax[tile].push(s, a.scale_log2, correction);
 #pragma unroll
     for (i32 i = 0; i < Traits::TOKENS / 4; ++i) {
       p[i / 4][i % 4] = Number::pack(s[2 * i], s[2 * i + 1]);
     }
-    if (!__any_sync(~0u, correction[0] != 1.0f || correction[1] != 1.0f)) return;
+    if (!moved) return;
 #pragma unroll
     for (i32 i = 0; i < Cached::D_V / 2; ++i) o[i] *= correction[i / 2 % 2];
   }
@@ -300,7 +299,7 @@ struct Consumer {
         for (i32 i = 0; i < Cached::D_V / 2; ++i) own.o[tile][i][lane] = o[tile][i];
 #pragma unroll
         for (i32 r = 0; r < 2; ++r) {
-          own.max[tile][r][lane] = softmax[tile].max[r];
+          own.base[tile][r][lane] = softmax[tile].base[r];
           own.sum[tile][r][lane] = softmax[tile].sum[r];
         }
       }
@@ -321,11 +320,11 @@ struct Consumer {
     float own_factor[2], other_factor[2];
 #pragma unroll
     for (i32 r = 0; r < 2; ++r) {
-      const float other_max = other.max[tile][r][lane];
-      const float max = fmaxf(softmax.max[r], other_max);
-      own_factor[r] = exp2_correction(softmax.max[r], max, a.scale_log2);
-      other_factor[r] = exp2_correction(other_max, max, a.scale_log2);
-      softmax.max[r] = max;
+      const float other_base = other.base[tile][r][lane];
+      const float base = fmaxf(softmax.base[r], other_base);
+      own_factor[r] = OnlineSoftmax::rebase(softmax.base[r], base);
+      other_factor[r] = OnlineSoftmax::rebase(other_base, base);
+      softmax.base[r] = base;
       softmax.sum[r] = softmax.sum[r] * own_factor[r] + other.sum[tile][r][lane] * other_factor[r];
     }
 #pragma unroll
@@ -344,7 +343,7 @@ struct Consumer {
 #pragma unroll
     for (i32 tile = 0; tile < Traits::ROW_TILES; ++tile) {
       float factor[2], lse_log2[2];
-      softmax[tile].normalise(a.scale_log2, factor, lse_log2);
+      softmax[tile].normalise(factor, lse_log2);
 #pragma unroll
       for (i32 half = 0; half < 2; ++half) {
         const i32 row = thread_row + tile * 16 + 8 * half;

@@ -1,68 +1,33 @@
 // Online softmax of the two rows that a thread holds of an m64 accumulator (rows r and r + 8; four
 // neighbouring lanes share a row). Scores stay unscaled; exponentials are base 2 with the softmax
 // scale folded into one multiply-add.
+//
+// Exponentials are taken against a base, not against the maximum: an integer that follows the row's
+// largest scaled score only when that exceeds it by HEADROOM. So sums are seldom rescaled, by a power
+// of two then, which rounds nothing; and a warp none of whose rows moves finds that out by a vote.
 #pragma once
 
 #include "tile/number.cuh"
 
+// An exponential is at most 2^HEADROOM: harmless in f16, and in sums in f32.
+constexpr float HEADROOM = 8.0f;
+
 struct OnlineSoftmax {
-  float max[2];  // of the scores so far; -inf before the first visible one
-  float sum[2];  // of this thread's exponentials: lanes are added up in `normalise`
+  float base[2];  // -inf before the first visible score
+  float sum[2];   // of this thread's exponentials: lanes are added up in `gather`
 
   __device__ __forceinline__ void init() {
-    max[0] = max[1] = -infinity();
+    base[0] = base[1] = -infinity();
     sum[0] = sum[1] = 0.0f;
   }
 
-  // Replaces the scores by exponentials against the new maximum. What was accumulated so far must
-  // be multiplied by `correction`, which is exactly 1 where the maximum stayed.
+  // Replaces the scores by exponentials. True where a row of the warp moved its base: then what was
+  // accumulated so far must be multiplied by `correction`, which is 1 for the others.
   template <i32 R>
-  __device__ __forceinline__ void push(float (&s)[R], float scale_log2, float (&correction)[2]) {
-    raise(s, scale_log2, correction);
-    exponentiate(s, scale_log2, correction);
-  }
-
-  // The first half of `push`: the new maximum. A NaN score never becomes it.
-  template <i32 R>
-  __device__ __forceinline__ void raise(const float (&s)[R], float scale_log2,
-                                        float (&correction)[2]) {
-    float larger[2];
-#pragma unroll
-    for (i32 r = 0; r < 2; ++r) {
-      float m = max[r];
-#pragma unroll
-      for (i32 i = 2 * r; i < R; i += 4) m = fmaxf(m, fmaxf(s[i], s[i + 1]));
-      m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-      larger[r] = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-    }
-    move(larger, scale_log2, correction);
-  }
-
-  // The second half: against it. A row that has seen nothing keeps the maximum -inf: against the base
-  // 0 all its exponentials are 2^-inf = 0. A NaN score becomes a NaN exponential.
-  template <i32 R>
-  __device__ __forceinline__ void exponentiate(float (&s)[R], float scale_log2,
-                                               const float (&correction)[2]) {
-#pragma unroll
-    for (i32 r = 0; r < 2; ++r) {
-      const float base = base_of(max[r], scale_log2);
-      float total = 0.0f;
-#pragma unroll
-      for (i32 i = 2 * r; i < R; i += 4) {
-        s[i] = ptx::exp2(fmaf(s[i], scale_log2, -base));
-        s[i + 1] = ptx::exp2(fmaf(s[i + 1], scale_log2, -base));
-        total += s[i] + s[i + 1];
-      }
-      sum[r] = sum[r] * correction[r] + total;
-    }
-  }
-
-  // Takes over the maximum of scores that another group of warps has exponentiated.
-  __device__ __forceinline__ void follow(const float (&other)[2], float scale_log2,
-                                         float (&correction)[2]) {
-    move(other, scale_log2, correction);
-    sum[0] *= correction[0];
-    sum[1] *= correction[1];
+  __device__ __forceinline__ bool push(float (&s)[R], float scale_log2, float (&correction)[2]) {
+    const bool moved = raise(s, scale_log2, correction);
+    exponentiate(s, scale_log2);
+    return moved;
   }
 
   // The row's exponentials, of all its threads.
@@ -76,37 +41,71 @@ struct OnlineSoftmax {
 
   // The factor that turns the accumulator into the result, and the row's log-sum-exp in base 2, from
   // what was gathered.
-  __device__ __forceinline__ void finish(float scale_log2, float (&factor)[2],
-                                         float (&lse_log2)[2]) const {
+  __device__ __forceinline__ void finish(float (&factor)[2], float (&lse_log2)[2]) const {
 #pragma unroll
     for (i32 r = 0; r < 2; ++r) {
       const float total = sum[r];
       factor[r] = total == 0.0f ? 0.0f : 1.0f / total;
-      lse_log2[r] = total == 0.0f ? -infinity() : __fmul_rn(max[r], scale_log2) + ptx::log2(total);
+      lse_log2[r] = total == 0.0f ? -infinity() : base[r] + ptx::log2(total);
     }
   }
 
-  __device__ __forceinline__ void normalise(float scale_log2, float (&factor)[2],
-                                            float (&lse_log2)[2]) {
+  __device__ __forceinline__ void normalise(float (&factor)[2], float (&lse_log2)[2]) {
     gather();
-    finish(scale_log2, factor, lse_log2);
+    finish(factor, lse_log2);
+  }
+
+  // What turns sums against base `from` into sums against `to`.
+  static __device__ __forceinline__ float rebase(float from, float to) {
+    return from == to ? 1.0f : ptx::exp2(from - to);
   }
 
  private:
-  // Products rounded by themselves, never contracted: factors telescope only if each maximum enters
-  // all of them as the same number.
-  static __device__ __forceinline__ float base_of(float m, float scale_log2) {
-    return m == -infinity() ? 0.0f : __fmul_rn(m, scale_log2);
-  }
-
-  __device__ __forceinline__ void move(const float (&to)[2], float scale_log2,
-                                       float (&correction)[2]) {
+  // A NaN score never moves the base.
+  template <i32 R>
+  __device__ __forceinline__ bool raise(const float (&s)[R], float scale_log2,
+                                        float (&correction)[2]) {
+    float max[2];
+    bool beyond = false;
 #pragma unroll
     for (i32 r = 0; r < 2; ++r) {
-      const float base = base_of(to[r], scale_log2);
-      correction[r] =
-          to[r] == max[r] ? 1.0f : ptx::exp2(__fsub_rn(__fmul_rn(max[r], scale_log2), base));
-      max[r] = to[r];
+      // Two chains: one warp a scheduler waits for each maximum.
+      float m[2] = {-infinity(), -infinity()};
+#pragma unroll
+      for (i32 i = 2 * r; i < R; i += 4) m[i / 4 % 2] = fmaxf(m[i / 4 % 2], fmaxf(s[i], s[i + 1]));
+      max[r] = fmaxf(m[0], m[1]) * scale_log2;
+      beyond |= max[r] - base[r] > HEADROOM;
+      correction[r] = 1.0f;
+    }
+    if (!__any_sync(~0u, beyond)) return false;
+#pragma unroll
+    for (i32 r = 0; r < 2; ++r) {
+      max[r] = fmaxf(max[r], __shfl_xor_sync(~0u, max[r], 1));
+      max[r] = fmaxf(max[r], __shfl_xor_sync(~0u, max[r], 2));
+      if (!(max[r] - base[r] > HEADROOM)) continue;
+      const float to = ceilf(max[r]);
+      correction[r] = rebase(base[r], to);
+      base[r] = to;
+      sum[r] *= correction[r];
+    }
+    return true;
+  }
+
+  // A row that has seen nothing keeps the base -inf: against 0 all its exponentials are 2^-inf = 0. A
+  // NaN score becomes a NaN exponential.
+  template <i32 R>
+  __device__ __forceinline__ void exponentiate(float (&s)[R], float scale_log2) {
+#pragma unroll
+    for (i32 r = 0; r < 2; ++r) {
+      const float against = base[r] == -infinity() ? 0.0f : base[r];
+      float total = 0.0f;
+#pragma unroll
+      for (i32 i = 2 * r; i < R; i += 4) {
+        s[i] = ptx::exp2(fmaf(s[i], scale_log2, -against));
+        s[i + 1] = ptx::exp2(fmaf(s[i + 1], scale_log2, -against));
+        total += s[i] + s[i + 1];
+      }
+      sum[r] += total;
     }
   }
 };
