@@ -123,9 +123,11 @@ extern "C" __device__ i32 tied_wide_sm90_launch[2] = {Traits::THREADS, sizeof(Sh
 // Named barrier of a group alone, + half; 0 is __syncthreads. What the groups have to say to each
 // other goes through mbarriers, warp by warp: synccheck rejects one named barrier at two places of the
 // code, and racecheck sees no order in an arrival.
-// PERF: 128 heads, 128 sequences of 8192, q_len 1 / 2 (32 teams): 489 / 867 us; maxima together with P
-// 506 / 912; one warp for both halves 500 / 884; both as before 501 / 902. S and P of all tiles by the
-// left group, R(j) held back until S(j + 1) is under way: 513 / 896.
+// PERF: 128 heads, 128 sequences of 8192, q_len 1 / 2. One warp for both halves of a tile 500 / 884 us,
+// a warp each 489 / 867; S and P of all tiles by the left group 513 / 896. On another card: L(j) held
+// back until S(j + 1) is issued 495 / 876, not held back 498 / 894. Products of both groups under way
+// together gain nothing: a warp that issues a wgmma waits until the one before it has run, so R(j) ahead
+// of the right group's softmax delays that: 866 -> 924, S(j + 2) behind L(j + 1) as well: 980.
 constexpr u32 BARRIER_GROUP = 1;
 
 using Scores = float[TILE_TOKENS / 2];           // 64 x 64

@@ -5,6 +5,8 @@
 // Exponentials are taken against a base, not against the maximum: an integer that follows the row's
 // largest scaled score only when that exceeds it by HEADROOM. So sums are seldom rescaled, by a power
 // of two then, which rounds nothing; and a warp none of whose rows moves finds that out by a vote.
+// PERF: GLA, 128 sequences of 8192, against the running maximum / so: q_len 2 451 / 444 us, q_len 4
+// 844 / 814; q_len 1, which waits for memory, 425 / 425.
 #pragma once
 
 #include "tile/number.cuh"
