@@ -26,7 +26,8 @@
 // With tensor maps L(j) is held back until S(j + 1) is issued, which more depends on.
 //
 // Each group takes exponentials against a base of its own, which the other gets with P; where they
-// are not the same, both groups go on with the larger one.
+// are not the same, both groups go on with the larger one. Of a row's first tiles the right group begins
+// with the left one's.
 //
 // Two tiles are all that fit, so a tile is refilled by halves, the left one with the rope key. With
 // tensor maps a warp copies each, so that neither waits until the other may be refilled.
@@ -302,10 +303,28 @@ struct Group {
     for (i32 step = 0; step < TILE_TOKENS / 16; ++step) {
       ptx::ldmatrix_x4(p[step], fragment_address(shared.probabilities, step));
     }
+    other_base(base);
+  }
+
+  __device__ __forceinline__ void other_base(float (&base)[2]) const {
     u32 bits[2];
     ptx::ldmatrix_x2(bits, base_address(shared));
     base[0] = __uint_as_float(bits[0]);
     base[1] = __uint_as_float(bits[1]);
+  }
+
+  __device__ __forceinline__ bool unseen(i32 r) const { return softmax.base[r] == -infinity(); }
+
+  // Before this group has seen anything of a row it takes the other one's base, which is some way from
+  // its own: P against a third would be rounded twice.
+  __device__ __forceinline__ void begin_as_other() {
+    ptx::mbarrier_wait(&shared.handed[OTHER][warp()], taken);
+    float base[2];
+    other_base(base);
+#pragma unroll
+    for (i32 r = 0; r < 2; ++r) {
+      if (unseen(r)) softmax.base[r] = base[r];
+    }
   }
 
   // Where the other group's P has another base than this group's sums: the larger one for both. True
@@ -361,6 +380,7 @@ struct Group {
       start_scores(s, second, kv + TILE_TOKENS);
       if (Traits::BOXES) ptx::mbarrier_arrive_warp(&shared.scoring[warp()]);
       ptx::wgmma_wait<0>();
+      if (__any_sync(~0u, unseen(0) || unseen(1))) begin_as_other();
       if (probabilities(s, own, second, kv + TILE_TOKENS, correction)) correct_output(o, correction);
       take(other, base);
       hand(own);
