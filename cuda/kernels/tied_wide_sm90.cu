@@ -172,7 +172,7 @@ __device__ __forceinline__ void correct_output(Accumulator& o, const float (&cor
   for (i32 i = 0; i < Traits::S / 4; ++i) o[i] *= correction[i / 2 % 2];
 }
 
-// P against another base. The factors are powers of two.
+// P against another base. The factors are powers of two once they are rounded to P's type.
 __device__ __forceinline__ void correct_probabilities(Probabilities& p, const float (&factor)[2]) {
   const u32 pair[2] = {Number::pack(factor[0], factor[0]), Number::pack(factor[1], factor[1])};
 #pragma unroll

@@ -4,8 +4,8 @@
 //
 // Exponentials are taken against a base, not against the maximum: the first scaled score that counts as
 // the largest, then a whole number more whenever a score exceeds it by HEADROOM. So a single weight is
-// exactly 1; sums are seldom rescaled, by a power of two then, which rounds nothing; and a warp none of
-// whose rows moves finds that out by a vote.
+// exactly 1; sums are seldom rescaled, by a power of two then but for the rounding of the base; and a
+// warp none of whose rows moves finds that out by a vote.
 // PERF: GLA, 128 sequences of 8192, against the running maximum / so: q_len 2 451 / 444 us, q_len 4
 // 844 / 814; q_len 1, which waits for memory, 425 / 425.
 #pragma once
@@ -76,7 +76,9 @@ struct OnlineSoftmax {
       float m[2] = {-infinity(), -infinity()};
 #pragma unroll
       for (i32 i = 2 * r; i < R; i += 4) m[i / 4 % 2] = fmaxf(m[i / 4 % 2], fmaxf(s[i], s[i + 1]));
-      max[r] = fmaxf(m[0], m[1]) * scale_log2;
+      // Rounded by itself, never contracted into the comparison: what a row does must not depend on
+      // whether the vote or the row asks.
+      max[r] = __fmul_rn(fmaxf(m[0], m[1]), scale_log2);
       beyond |= max[r] - base[r] > HEADROOM;
       correction[r] = 1.0f;
     }
