@@ -1,59 +1,102 @@
 //! What the matrix kernel asks of memory while it computes: the rows of the next head or block.
 //!
 //! Its products read what is in the second-level cache, so everything should be there when its turn
-//! comes. The rows are asked for little by little, since a core has room for few requests and waits
-//! where there are more.
+//! comes. The lines are asked for evenly, since a core has room for few requests and waits where
+//! there are more: in step with the work, whose unit is the product of two tiles.
 
-use crate::amx::DEPTH;
+use crate::amx::Asked;
 use crate::lanes::Avx512;
 use crate::strip::Strip;
 use half::bf16;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Units in which parts of a line are counted.
+const WHOLE: usize = 1024;
+/// Lines to ask for with each product at most.
+const MOST: usize = 2;
+
 /// Rows to ask for.
 #[derive(Debug)]
 pub(crate) struct Ahead<'a> {
-    strips: [Strip<'a, bf16>; 2],
-    /// Strip and row that come next.
-    next: (usize, usize),
-    /// Rows for each pair of positions that is packed, and for each step of a row tile.
-    shares: [usize; 2],
+    strips: [Strip<'a, bf16>; 3],
+    /// Strip, row and line that come next.
+    next: (usize, usize, usize),
+    /// Parts of lines to ask for with each product, and with what takes as long.
+    rates: [usize; 2],
+    /// Parts of a line that nobody has asked for yet.
+    owed: usize,
+}
+
+/// How much work a block is, in products of tiles.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    /// Products themselves.
+    pub(crate) products: usize,
+    /// What takes as long as so many.
+    pub(crate) others: usize,
 }
 
 impl<'a> Ahead<'a> {
-    /// Rows of two strips, while a block of `steps` steps is packed for `row_tiles` tiles of
-    /// rows, then weighed for each.
-    pub(crate) fn new(strips: [Strip<'a, bf16>; 2], steps: usize, row_tiles: usize) -> Ahead<'a> {
-        let rows: usize = strips.iter().map(Strip::len).sum();
-        // Packing takes about as long as two row tiles do.
-        let weight = 2 + row_tiles;
-        let packing = (2 * rows).div_ceil(weight * steps * DEPTH / 2);
-        let weighing = rows.div_ceil(weight * steps);
-        Ahead { strips, next: (0, 0), shares: [packing, weighing] }
+    pub(crate) fn new(strips: [Strip<'a, bf16>; 3], work: Work) -> Ahead<'a> {
+        let strips = strips.map(|strip| if strip.lines() == 0 { strip.none() } else { strip });
+        let lines: usize = strips.iter().map(|strip| strip.len() * strip.lines()).sum();
+        let Work { products, others } = work;
+        let even = (lines * WHOLE).div_ceil(products + others);
+        let multiplying = even.min(MOST * WHOLE);
+        let otherwise = (lines * WHOLE).saturating_sub(multiplying * products).div_ceil(others);
+        Ahead { strips, next: (0, 0, 0), rates: [multiplying, otherwise], owed: 0 }
     }
 
-    /// Asks for the share of a pair of positions.
+    /// Asks for what is due after work that takes as long as `products` products.
     #[inline(always)]
-    pub(crate) fn while_packing(&mut self, lanes: Avx512) {
-        self.ask(lanes, self.shares[0]);
+    pub(crate) fn after(&mut self, lanes: Avx512, products: usize) {
+        self.owed += self.rates[1] * products;
+        self.ask(lanes);
     }
 
-    /// Asks for the share of a step of a row tile.
-    #[inline(always)]
-    pub(crate) fn while_weighing(&mut self, lanes: Avx512) {
-        self.ask(lanes, self.shares[1]);
+    /// What a run of `products` products is to ask for.
+    #[inline]
+    pub(crate) fn while_multiplying(&mut self, lanes: Avx512, products: usize) -> Asked {
+        let Some(strip) = self.strip() else {
+            return Asked::NOTHING;
+        };
+        let bytes = products * self.rates[0] * LINE / WHOLE;
+        let Some((rows, run)) = strip.run(self.next.1, bytes) else {
+            self.owed += self.rates[0] * products;
+            self.ask(lanes);
+            return Asked::NOTHING;
+        };
+        (self.next.1, self.next.2) = (self.next.1 + rows, 0);
+        // A short run is asked for with what lies before it, which is here already.
+        let [start, end] = [run.start, run.end].map(<*const bf16>::cast::<u8>);
+        let bytes = bytes.max(end.addr() - start.addr());
+        Asked::lines(end.wrapping_sub(bytes), bytes.div_ceil(products))
     }
 
     #[inline(always)]
-    fn ask(&mut self, lanes: Avx512, rows: usize) {
-        for _ in 0..rows {
-            while self.next.0 < 2 && self.next.1 == self.strips[self.next.0].len() {
-                self.next = (self.next.0 + 1, 0);
-            }
-            let Some(strip) = self.strips.get(self.next.0) else {
+    fn ask(&mut self, lanes: Avx512) {
+        while self.owed >= WHOLE {
+            let Some(strip) = self.strip() else {
+                self.owed = 0;
                 return;
             };
-            strip.prefetch(lanes, self.next.1);
-            self.next.1 += 1;
+            let (_, row, line) = &mut self.next;
+            strip.prefetch_line(lanes, *row, *line);
+            *line += 1;
+            if *line == strip.lines() {
+                (*row, *line) = (*row + 1, 0);
+            }
+            self.owed -= WHOLE;
         }
+    }
+
+    /// The strip whose row is next, if any is left.
+    #[inline(always)]
+    fn strip(&mut self) -> Option<Strip<'a, bf16>> {
+        while self.next.0 < self.strips.len() && self.next.1 == self.strips[self.next.0].len() {
+            self.next = (self.next.0 + 1, 0, 0);
+        }
+        self.strips.get(self.next.0).copied()
     }
 }

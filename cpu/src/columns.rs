@@ -25,6 +25,9 @@ pub(crate) struct Seen<'a> {
     pub(crate) masks: &'a [u16],
 }
 
+/// Products of tiles that take as long as weighing 32 positions of sixteen rows.
+pub(crate) const WEIGHING: usize = 12;
+
 /// How far scores may exceed the maximum that is kept before it follows them: sums are rescaled
 /// seldom, and a probability stays below 2^8.
 const LAZY: f32 = 8.0;
@@ -55,7 +58,7 @@ impl Columns {
         let mut sum = _mm512_setzero_ps();
         for (step, out) in out.iter_mut().enumerate() {
             let first = step * DEPTH;
-            ahead.while_weighing(lanes);
+            ahead.after(lanes, WEIGHING);
             let tiles = &mut scores[2 * step..][..2];
             let exponents = Exponents { scale, shift };
             let (words, added) = if first + DEPTH <= seen.clear && !keep {

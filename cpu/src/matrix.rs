@@ -11,14 +11,14 @@
 //! its maximum and sum take no step across lanes. What it costs is a transposition of P on the way
 //! to bf16, 16 by 16 words at a time.
 
-use crate::ahead::Ahead;
-use crate::amx::{Amx, DEPTH, Piece, ROWS, Tile, Tiles};
+use crate::ahead::{Ahead, Work};
+use crate::amx::{Amx, Asked, DEPTH, Piece, ROWS, Tile, Tiles};
 use crate::amx::{scores_2x2, scores_4x1, values_1x4, values_2x2};
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
-use crate::columns::{Columns, Seen};
+use crate::columns::{Columns, Seen, WEIGHING};
 use crate::lanes::{Avx512, Job, Lanes};
-use crate::pack::{load, pack_values, store, transpose};
+use crate::pack::{COLUMNS, load, pack_values, store, transpose};
 use crate::plan::{Padded, Scratch, with_capacity};
 use crate::rows::finite;
 use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Task};
@@ -27,6 +27,7 @@ use crate::task::{clear, key_widths, locate, see, strips};
 use grouped_attention::{EngineError, Row};
 use half::bf16;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Groups of 16 positions in a block.
 const GROUPS: usize = MATRIX_BLOCK / ROWS;
@@ -44,7 +45,7 @@ pub(crate) struct MatrixScratch {
     scores: Vec<Tile<f32>>,
     /// Probabilities of one head, `[row tiles, STEPS]` tiles of `[row, position]`.
     probabilities: Vec<Tile<u32>>,
-    /// Values of one head in pairs of positions, `[steps, column tiles]`.
+    /// Some columns of one head's values in pairs of positions, `[STEPS, COLUMNS / ROWS]`.
     values: Vec<Tile<u32>>,
     /// Keys of one head where they do not lie as tiles need them, `[MATRIX_BLOCK, q_stride]`.
     keys: Buffer,
@@ -62,7 +63,7 @@ impl MatrixScratch {
             queries: filled(Tile([[0; 16]; ROWS]), row_tiles * depth)?,
             scores: filled(Tile([[0.0; 16]; ROWS]), 2 * GROUPS)?,
             probabilities: filled(Tile([[0; 16]; ROWS]), row_tiles * STEPS)?,
-            values: filled(Tile([[0; 16]; ROWS]), padded.value / ROWS * STEPS)?,
+            values: filled(Tile([[0; 16]; ROWS]), STEPS * COLUMNS / ROWS)?,
             keys: Buffer::zeroed::<bf16>(MATRIX_BLOCK * padded.q_stride())?,
             columns: filled(Columns::EMPTY, row_tiles)?,
             unwanted: filled(0.0, ROWS * padded.sums_stride())?,
@@ -149,10 +150,8 @@ impl MatrixRun<'_> {
                     see(shared, task, first + start, (count - start).min(BLOCK), sees);
                 }
             }
-            // The next block too, where its rows are asked for in time (`Block::ahead`).
-            let tied = matches!(shared.geometry.row(), Row::Tied { .. });
-            let located = if tied { MATRIX_BLOCK } else { 2 * MATRIX_BLOCK };
-            let both = (task.positions.end - first).min(located);
+            // The next block too, to ask for its rows in time.
+            let both = (task.positions.end - first).min(2 * MATRIX_BLOCK);
             let located = locate(shared, task.sequence, first, both, offsets);
             let [(a, next_a), (b, next_b)] = located.map(|part| part.split_at(count));
             let block = Block {
@@ -164,6 +163,7 @@ impl MatrixRun<'_> {
                 sees,
                 clear,
                 count,
+                fresh: first == task.positions.start,
             };
             for head in 0..task.heads.len() {
                 block.attend(head, scratch, sums);
@@ -222,6 +222,8 @@ struct Block<'a> {
     /// Leading positions that all queries see.
     clear: usize,
     count: usize,
+    /// Whether it is the task's first, for which nobody has asked.
+    fresh: bool,
 }
 
 impl Block<'_> {
@@ -242,11 +244,13 @@ impl Block<'_> {
         let sums = &mut sums[head * row_tiles * ROWS * stride..][..row_tiles * ROWS * stride];
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
         let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
-        let mut ahead = Ahead::new(self.ahead(head), steps, row_tiles);
-        pack_values(value_strip, steps, values, (self.lanes, &mut ahead));
+        let mut ahead = Ahead::new(self.ahead(head), self.work(row_tiles, depth));
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
-            keys.score(self.tiles, &queries[2 * pair * depth..], columns.len(), scores);
+            let queries = &queries[2 * pair * depth..];
+            let fresh = (self.fresh && head == 0 && pair == 0).then_some(strips);
+            let ahead = &mut ahead;
+            keys.score(self.tiles, queries, columns.len(), scores, fresh, (self.lanes, ahead));
             for (i, columns) in columns.iter_mut().enumerate() {
                 let tile = 2 * pair + i;
                 let scores = &mut scores[i * GROUPS..][..GROUPS];
@@ -254,33 +258,56 @@ impl Block<'_> {
                 let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
                 let sums = &mut sums[tile * ROWS * stride..][..ROWS * stride];
                 let p = &mut probabilities[tile * STEPS..][..steps];
-                let ahead = (self.lanes, &mut ahead);
+                let ahead = (self.lanes, &mut *ahead);
                 columns.push(scores, seen, shared.scale_log2, keep, p, sums, ahead);
                 if keep {
                     accumulate_seen(scores, seen.masks, value_strip, sums);
                 }
             }
         }
-        if !keep {
-            let product = Product { tiles: self.tiles, probabilities, values, steps, stride };
+        if keep {
+            return;
+        }
+        let width = shared.padded.value;
+        for first in (0..width).step_by(COLUMNS) {
+            let columns = first..width.min(first + COLUMNS);
+            let values = &mut values[..steps * columns.len() / ROWS];
+            pack_values(value_strip, columns.clone(), values, (self.lanes, &mut ahead));
+            let product = Product { tiles: self.tiles, probabilities, values, columns, stride };
             for tile in (0..row_tiles).step_by(2) {
                 let sums = &mut sums[tile * ROWS * stride..];
-                product.add(tile, (row_tiles - tile).min(2), shared.padded.value, sums, unwanted);
+                let count = (row_tiles - tile).min(2);
+                product.add(tile, count, sums, unwanted, (self.lanes, &mut ahead));
             }
         }
     }
 
-    /// What the next head reads, or the first head of the next block, where packing does not read
-    /// all of it first: separate keys and values.
-    fn ahead(&self, head: usize) -> [Strip<'_, bf16>; 2] {
+    /// What attending is, for so many tiles of rows with keys of so many tiles.
+    fn work(&self, row_tiles: usize, depth: usize) -> Work {
+        let (steps, width) = (self.count.div_ceil(DEPTH), self.run.shared.padded.value);
+        // A pair of rows of values takes as long to pack as a product.
+        let packing = steps * DEPTH / 2 * width.div_ceil(COLUMNS);
+        Work {
+            products: row_tiles * steps * (2 * depth + width / ROWS),
+            others: packing + WEIGHING * row_tiles * steps,
+        }
+    }
+
+    /// What is read next: by the next head, or by the first of the next block, keys and values, or the
+    /// rope keys of a new block and states; and a task's first values, which nobody could ask for.
+    fn ahead(&self, head: usize) -> [Strip<'_, bf16>; 3] {
         let MatrixRun { shared, task, .. } = self.run;
-        let row = shared.geometry.row();
+        let (row, heads) = (shared.geometry.row(), task.heads.start);
         let last = head + 1 == task.heads.len();
         let (positions, next) = if last { (self.next, 0) } else { (self.positions, head + 1) };
-        let ([keys, _], values) = strips(row, positions, task.heads.start + next);
+        let ([keys, rope], values) = strips(row, positions, heads + next);
         match row {
-            Row::Separate { .. } => [keys, values],
-            Row::Tied { .. } => [keys.none(), values.none()],
+            Row::Separate { .. } if self.fresh && head == 0 => {
+                [strips(row, self.positions, heads).1, keys, values]
+            }
+            Row::Separate { .. } => [keys, values, values.none()],
+            Row::Tied { .. } if last => [rope, values, values.none()],
+            Row::Tied { .. } => [values, values.none(), values.none()],
         }
     }
 
@@ -359,23 +386,33 @@ impl<'a> Keys<'a> {
         Keys { pieces, groups }
     }
 
-    /// Scores of every group against one or two tiles of rows.
+    /// Scores of every group against one or two tiles of rows. Keys for which nobody has asked yet
+    /// (`fresh`) are asked for some groups ahead.
     fn score(
         &self,
         tiles: &Tiles,
         queries: &[Tile<u32>],
         row_tiles: usize,
         scores: &mut [Tile<f32>],
+        fresh: Option<[Strip<'_, bf16>; 2]>,
+        (lanes, ahead): (Avx512, &mut Ahead<'_>),
     ) {
+        let ask = |groups: Range<usize>| {
+            for strip in fresh.iter().flatten() {
+                (groups.start * ROWS..groups.end * ROWS).for_each(|j| strip.prefetch(lanes, j));
+            }
+        };
         let depth = self.pieces[0].depth + self.pieces[1].depth;
         let queries = &queries[..row_tiles * depth];
         let (first, second) = scores.split_at_mut(GROUPS);
         if row_tiles == 1 {
             for (i, out) in first[..self.groups].chunks_exact_mut(4).enumerate() {
                 let pieces = self.pieces(4 * i, 4);
+                ask(4 * (i + 1)..4 * (i + 2));
+                let asked = ahead.while_multiplying(lanes, 4 * depth);
                 // SAFETY: `pieces` has checked the keys; the queries are `depth` tiles, and `out`
                 // is four.
-                unsafe { scores_4x1(tiles, &pieces, queries.as_ptr(), out.as_mut_ptr()) }
+                unsafe { scores_4x1(tiles, &pieces, queries.as_ptr(), out.as_mut_ptr(), asked) }
             }
             return;
         }
@@ -383,11 +420,13 @@ impl<'a> Keys<'a> {
         let first = first[..self.groups].chunks_exact_mut(2);
         for (i, (first, second)) in first.zip(second.chunks_exact_mut(2)).enumerate() {
             let pieces = self.pieces(2 * i, 2);
+            ask(2 * (i + 1)..2 * (i + 2));
+            let asked = ahead.while_multiplying(lanes, 4 * depth);
             let [a, c] = first else { unreachable!("chunks of two") };
             let [b, d] = second else { unreachable!("chunks of two") };
             // SAFETY: `pieces` has checked the keys; each of the queries is `depth` tiles, and the
             // outputs are four tiles.
-            unsafe { scores_2x2(tiles, &pieces, queries, [[a, b], [c, d]]) }
+            unsafe { scores_2x2(tiles, &pieces, queries, [[a, b], [c, d]], asked) }
         }
     }
 
@@ -419,54 +458,60 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Probabilities times values of one head and block.
+/// Probabilities times some columns of the values of one head and block.
 struct Product<'a> {
     tiles: &'a Tiles,
     /// `[row tiles, STEPS]`.
     probabilities: &'a [Tile<u32>],
     /// `[steps, column tiles]`.
     values: &'a [Tile<u32>],
-    steps: usize,
+    columns: Range<usize>,
     /// Elements from a row of sums to the next.
     stride: usize,
 }
 
 impl Product<'_> {
     /// Adds the products of one or two row tiles from `tile` on to their sums.
-    fn add(&self, tile: usize, count: usize, width: usize, sums: &mut [f32], unwanted: &mut [f32]) {
-        let Product { tiles, steps, stride, .. } = *self;
+    fn add(
+        &self,
+        tile: usize,
+        count: usize,
+        sums: &mut [f32],
+        unwanted: &mut [f32],
+        (lanes, ahead): (Avx512, &mut Ahead<'_>),
+    ) {
+        let Product { tiles, stride, ref columns, .. } = *self;
         let stride_bytes = stride * size_of::<f32>();
-        let p = |tile: usize| self.probabilities[tile * STEPS..][..steps].as_ptr();
-        let column_tiles = width / ROWS;
+        let column_tiles = columns.len() / ROWS;
         let v_stride = column_tiles * size_of::<Tile<u32>>();
+        let steps = self.values.len() / column_tiles;
+        let p = |tile: usize| self.probabilities[tile * STEPS..][..steps].as_ptr();
         // All tiles from the first of the first step to the last of the last.
         let v = |tile: usize, count: usize| {
             self.values[tile..][..(steps - 1) * column_tiles + count].as_ptr()
         };
         let span = |width: usize| (ROWS - 1) * stride + width;
-        let mut column = 0;
-        while column < width {
-            let tile_column = column / ROWS;
-            if count == 1 && width - column >= 4 * ROWS {
-                let out = sums[column..][..span(4 * ROWS)].as_mut_ptr();
-                // SAFETY: the slices are as long as the tiles that are read and written.
-                unsafe {
-                    let (p, v) = (p(tile), v(tile_column, 4));
-                    values_1x4(tiles, p, v, v_stride, steps, out, stride_bytes);
-                }
-                column += 4 * ROWS;
-                continue;
+        if count == 1 && columns.len() == 4 * ROWS {
+            let out = sums[columns.start..][..span(4 * ROWS)].as_mut_ptr();
+            let asked = ahead.while_multiplying(lanes, 4 * steps);
+            // SAFETY: the slices are as long as the tiles that are read and written.
+            unsafe {
+                let (p, v) = (p(tile), v(0, 4));
+                values_1x4(tiles, p, v, v_stride, steps, out, stride_bytes, asked);
             }
+            return;
+        }
+        for (pair, column) in columns.clone().step_by(2 * ROWS).enumerate() {
             // One row tile and two columns: the other half of the product is computed in vain.
             let (one, other) = sums.split_at_mut(ROWS * stride);
             let other = if count == 1 { &mut *unwanted } else { other };
             let other = &mut other[if count == 1 { 0 } else { column }..][..span(2 * ROWS)];
             let out = [one[column..][..span(2 * ROWS)].as_mut_ptr(), other.as_mut_ptr()];
             let p = [p(tile), p(tile + count - 1)];
-            let v = [v(tile_column, 1), v(tile_column + 1, 1)];
+            let v = [v(2 * pair, 1), v(2 * pair + 1, 1)];
+            let asked = ahead.while_multiplying(lanes, 4 * steps);
             // SAFETY: as above; the two outputs are apart.
-            unsafe { values_2x2(tiles, p, v, v_stride, steps, out, stride_bytes) }
-            column += 2 * ROWS;
+            unsafe { values_2x2(tiles, p, v, v_stride, steps, out, stride_bytes, asked) }
         }
     }
 }
@@ -508,7 +553,16 @@ pub(crate) fn multiply(amx: Amx, rounds: usize) -> f64 {
         // SAFETY: each operand is `STEPS` tiles, each output 16 rows of `stride` elements.
         unsafe {
             let (p, v) = ([at(0), at(1)], [at(2), at(3)]);
-            values_2x2(&tiles, p, v, size_of::<Tile<u32>>(), STEPS, out, stride * 4);
+            values_2x2(
+                &tiles,
+                p,
+                v,
+                size_of::<Tile<u32>>(),
+                STEPS,
+                out,
+                stride * 4,
+                Asked::NOTHING,
+            );
         }
     }
     std::hint::black_box(&sums);

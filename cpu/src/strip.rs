@@ -8,6 +8,8 @@ use crate::lanes::Unit;
 use grouped_attention::PageId;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use half::bf16;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use std::ops::Range;
 
 /// Some positions in one part of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -109,9 +111,25 @@ impl<'a, E: Copy> Strip<'a, E> {
         Strip { offsets: &[], ..self }
     }
 
+    /// How many rows from `j` on follow each other with little between them, of `bytes` bytes about,
+    /// and where they begin and end; nothing where not even two do.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[inline]
+    pub(crate) fn run(&self, j: usize, bytes: usize) -> Option<(usize, Range<*const E>)> {
+        let offsets = &self.offsets[j..];
+        let distance = offsets.get(1)?.checked_sub(offsets[0])?;
+        if distance < self.width || distance > self.width + self.width / 4 {
+            return None;
+        }
+        let most = (bytes / (distance * size_of::<E>())).max(1);
+        let follows = |pair: &&[usize]| pair[0] + distance == pair[1];
+        let rows = 1 + offsets.windows(2).take(most - 1).take_while(follows).count();
+        Some((rows, self.row(j).as_ptr()..self.row(j + rows - 1).as_ptr_range().end))
+    }
+
     /// Cache lines that a row takes if it begins with one.
     #[inline(always)]
-    fn lines(&self) -> usize {
+    pub(crate) fn lines(&self) -> usize {
         self.width.div_ceil(64 / size_of::<E>())
     }
 
@@ -119,6 +137,13 @@ impl<'a, E: Copy> Strip<'a, E> {
     #[inline(always)]
     pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
         self.wanted().ask(lanes, j);
+    }
+
+    /// Asks for one cache line of row `j`.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[inline(always)]
+    pub(crate) fn prefetch_line<L: Lanes>(&self, lanes: L, j: usize, line: usize) {
+        lanes.prefetch(self.cells, self.offsets[j] + self.head + line * (64 / size_of::<E>()));
     }
 
     /// All of its rows, to be asked for.
@@ -186,5 +211,34 @@ impl<'a, E: Copy> Wanted<'a, E> {
                 lanes.prefetch(cells, offset + head + line * (64 / size_of::<E>()));
             }
         }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64", not(miri)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_end_where_rows_no_longer_follow() {
+        let cells = [bf16::ZERO; 200];
+        // Three rows in a page, two in an earlier one, one in a later one.
+        let offsets = [100, 108, 116, 40, 48, 160];
+        let strip = Strip { cells: &cells[..], offsets: &offsets, head: 2, width: 8 };
+        let run = |j, bytes| {
+            let (rows, range) = strip.run(j, bytes)?;
+            let start = range.start.addr() - cells.as_ptr().addr();
+            Some((rows, start / 2, (range.end.addr() - range.start.addr()) / 2))
+        };
+        assert_eq!(run(0, 1000), Some((3, 102, 24)));
+        assert_eq!(run(0, 32), Some((2, 102, 16)));
+        assert_eq!(run(0, 1), Some((1, 102, 8)));
+        assert_eq!(run(1, 1000), Some((2, 110, 16)));
+        assert_eq!(run(2, 1000), None, "the next row lies before it");
+        assert_eq!(run(3, 1000), Some((2, 42, 16)));
+        assert_eq!(run(4, 1000), None, "the next row lies far behind it");
+        assert_eq!(run(5, 1000), None, "the last row");
+        // Rows with a little between them are a run, with much they are not.
+        assert!(Strip { width: 7, ..strip }.run(0, 1000).is_some());
+        assert!(Strip { width: 6, ..strip }.run(0, 1000).is_none());
     }
 }
