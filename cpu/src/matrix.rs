@@ -188,12 +188,13 @@ impl MatrixRun<'_> {
         let head_rows = shared.head_rows(task.queries.len());
         let mut out = out.iter_mut();
         for row in (0..head_rows * task.heads.len()).step_by(ROWS) {
+            let places: [_; ROWS] = std::array::from_fn(|i| {
+                shared.place(task.sequence, &task.heads, &task.queries, row + i)
+            });
             for (piece, skip) in widths.into_iter().zip([0, widths[0]]) {
                 for element in (0..piece).step_by(DEPTH) {
                     let mut words = [_mm512_setzero_si512(); ROWS];
-                    for (i, words) in words.iter_mut().enumerate() {
-                        let place =
-                            shared.place(task.sequence, &task.heads, &task.queries, row + i);
+                    for (words, place) in words.iter_mut().zip(places) {
                         if let Some((_, place)) = place {
                             let query = &q[place * width..][..width];
                             *words = load(&query[skip + element..skip + piece]);
