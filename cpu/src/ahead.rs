@@ -13,17 +13,15 @@ use half::bf16;
 const LINE: usize = 64;
 /// Units in which parts of a line are counted.
 const WHOLE: usize = 1024;
-/// Lines to ask for with each product at most.
-const MOST: usize = 2;
-
 /// Rows to ask for.
 #[derive(Debug)]
 pub(crate) struct Ahead<'a> {
     strips: [Strip<'a, bf16>; 3],
     /// Strip, row and line that come next.
     next: (usize, usize, usize),
-    /// Parts of lines to ask for with each product, and with what takes as long.
-    rates: [usize; 2],
+    /// Parts of lines to ask for with what takes as long as a product, and with a product.
+    rate: usize,
+    multiplying: usize,
     /// Parts of a line that nobody has asked for yet.
     owed: usize,
 }
@@ -35,23 +33,24 @@ pub(crate) struct Work {
     pub(crate) products: usize,
     /// What takes as long as so many.
     pub(crate) others: usize,
+    /// Lines that a product can ask for.
+    pub(crate) most: usize,
 }
 
 impl<'a> Ahead<'a> {
     pub(crate) fn new(strips: [Strip<'a, bf16>; 3], work: Work) -> Ahead<'a> {
         let strips = strips.map(|strip| if strip.lines() == 0 { strip.none() } else { strip });
         let lines: usize = strips.iter().map(|strip| strip.len() * strip.lines()).sum();
-        let Work { products, others } = work;
-        let even = (lines * WHOLE).div_ceil(products + others);
-        let multiplying = even.min(MOST * WHOLE);
-        let otherwise = (lines * WHOLE).saturating_sub(multiplying * products).div_ceil(others);
-        Ahead { strips, next: (0, 0, 0), rates: [multiplying, otherwise], owed: 0 }
+        // Where a product cannot ask for its share, the rest of it is left: in bursts it would be late.
+        let rate = (lines * WHOLE).div_ceil(work.products + work.others);
+        let multiplying = rate.min(work.most * WHOLE);
+        Ahead { strips, next: (0, 0, 0), rate, multiplying, owed: 0 }
     }
 
     /// Asks for what is due after work that takes as long as `products` products.
     #[inline(always)]
     pub(crate) fn after(&mut self, lanes: Avx512, products: usize) {
-        self.owed += self.rates[1] * products;
+        self.owed += self.rate * products;
         self.ask(lanes);
     }
 
@@ -61,9 +60,9 @@ impl<'a> Ahead<'a> {
         let Some(strip) = self.strip() else {
             return Asked::NOTHING;
         };
-        let bytes = products * self.rates[0] * LINE / WHOLE;
+        let bytes = products * self.multiplying * LINE / WHOLE;
         let Some((rows, run)) = strip.run(self.next.1, bytes) else {
-            self.owed += self.rates[0] * products;
+            self.owed += self.multiplying * products;
             self.ask(lanes);
             return Asked::NOTHING;
         };

@@ -137,9 +137,16 @@ fn permission() -> Result<(), &'static str> {
     Err("how to ask this system for AMX is not known")
 }
 
-/// Cache lines to ask for while tiles are multiplied, to the second-level cache: two addresses with
-/// each product, which may be of one line. More at once would wait for each other and make the tiles'
-/// own loads wait.
+/// Two of the addresses that are asked for with a product, see [`Asked`].
+macro_rules! ask {
+    () => {
+        "prefetcht1 [{f}]\nprefetcht1 [{f} + {g}]\nlea {f}, [{f} + {g}*2]"
+    };
+}
+
+/// Cache lines to ask for while tiles are multiplied, to the second-level cache: some addresses with
+/// each product, of which several may be of one line. More at once would wait for each other and make
+/// the tiles' own loads wait.
 ///
 /// PERF: one thread of a Xeon, caches in memory, the lower decile of blocks of 256 positions, us: GLA,
 /// 64 rows, nothing asked for 35.0, all of the next block while its values are packed 34.5, half
@@ -147,18 +154,23 @@ fn permission() -> Result<(), &'static str> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     start: *const u8,
-    /// Bytes from an address to the next.
-    stride: usize,
+    /// Bytes with each product.
+    bytes: usize,
 }
 
 impl Asked {
+    /// Addresses with each product of [`scores_2x2`] and [`values_2x2`].
+    pub(crate) const TWO_TILES: usize = 2;
+    /// Addresses with each product where there is one tile of rows, and memory sets the pace.
+    pub(crate) const ONE_TILE: usize = 4;
+
     /// One line, which is always near.
-    pub(crate) const NOTHING: Asked = Asked { start: NEAR.as_ptr(), stride: 0 };
+    pub(crate) const NOTHING: Asked = Asked { start: NEAR.as_ptr(), bytes: 0 };
 
     /// Lines from `start` on, so many bytes with each product. Nothing of them is read, so `start` may
     /// point anywhere.
     pub(crate) fn lines(start: *const u8, bytes: usize) -> Asked {
-        Asked { start, stride: bytes / 2 }
+        Asked { start, bytes }
     }
 }
 
@@ -209,15 +221,15 @@ pub(crate) unsafe fn scores_2x2(
             "tileloaddt1 tmm4, [{a0} + {s}*1]",
             "tileloadd tmm6, [{b0} + {t}*1]",
             "tileloadd tmm7, [{b1} + {t}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm1, tmm4, tmm7",
             "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm2, tmm5, tmm6",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm3, tmm5, tmm7",
             "dec {n}",
             "jnz 2b",
@@ -232,15 +244,15 @@ pub(crate) unsafe fn scores_2x2(
             "tileloaddt1 tmm4, [{a0} + {s}*1]",
             "tileloadd tmm6, [{b0} + {t}*1]",
             "tileloadd tmm7, [{b1} + {t}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm1, tmm4, tmm7",
             "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm2, tmm5, tmm6",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm3, tmm5, tmm7",
             "dec {n}",
             "jnz 4b",
@@ -257,7 +269,7 @@ pub(crate) unsafe fn scores_2x2(
             c = in(reg) out.as_ptr(),
             t = in(reg) TILE_STRIDE,
             f = inout(reg) asked.start => _,
-            g = in(reg) asked.stride,
+            g = in(reg) asked.bytes / Asked::TWO_TILES,
             b0 = inout(reg) queries[0] => _,
             b1 = inout(reg) queries[1] => _,
             a0 = out(reg) _, a1 = out(reg) _, s = out(reg) _, n = out(reg) _,
@@ -295,16 +307,16 @@ pub(crate) unsafe fn scores_4x1(
             "2:",
             "tileloadd tmm7, [{b} + {t}*1]",
             "tileloaddt1 tmm4, [{a0} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm0, tmm4, tmm7",
             "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm1, tmm5, tmm7",
             "tileloaddt1 tmm6, [{a2} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm2, tmm6, tmm7",
             "tileloaddt1 tmm4, [{a3} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm3, tmm4, tmm7",
             "add {a0}, 64", "add {a1}, 64", "add {a2}, 64", "add {a3}, 64", "add {b}, 1024",
             "dec {n}",
@@ -321,16 +333,16 @@ pub(crate) unsafe fn scores_4x1(
             "4:",
             "tileloadd tmm7, [{b} + {t}*1]",
             "tileloaddt1 tmm4, [{a0} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm0, tmm4, tmm7",
             "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm1, tmm5, tmm7",
             "tileloaddt1 tmm6, [{a2} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm2, tmm6, tmm7",
             "tileloaddt1 tmm4, [{a3} + {s}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm3, tmm4, tmm7",
             "add {a0}, 64", "add {a1}, 64", "add {a2}, 64", "add {a3}, 64", "add {b}, 1024",
             "dec {n}",
@@ -344,7 +356,7 @@ pub(crate) unsafe fn scores_4x1(
             c = in(reg) out,
             t = in(reg) TILE_STRIDE,
             f = inout(reg) asked.start => _,
-            g = in(reg) asked.stride,
+            g = in(reg) asked.bytes / Asked::ONE_TILE,
             b = inout(reg) queries => _,
             a0 = out(reg) _, a1 = out(reg) _, a2 = out(reg) _, a3 = out(reg) _,
             s = out(reg) _, n = out(reg) _,
@@ -386,15 +398,15 @@ pub(crate) unsafe fn values_2x2(
             "tileloaddt1 tmm4, [{a0} + {t}*1]",
             "tileloadd tmm6, [{b0} + {t}*1]",
             "tileloadd tmm7, [{b1} + {t}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloaddt1 tmm5, [{a1} + {t}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm1, tmm4, tmm7",
             "add {a0}, 1024", "add {a1}, 1024", "add {b0}, {w}", "add {b1}, {w}",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm2, tmm5, tmm6",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(),
             "tdpbf16ps tmm3, tmm5, tmm7",
             "dec {n}",
             "jnz 2b",
@@ -412,7 +424,7 @@ pub(crate) unsafe fn values_2x2(
             s = in(reg) stride,
             t = in(reg) TILE_STRIDE,
             f = inout(reg) asked.start => _,
-            g = in(reg) asked.stride,
+            g = in(reg) asked.bytes / Asked::TWO_TILES,
             w = in(reg) v_stride,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -447,16 +459,16 @@ pub(crate) unsafe fn values_1x4(
             "2:",
             "tileloadd tmm4, [{a} + {t}*1]",
             "tileloadd tmm5, [{b} + {t}*1]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm0, tmm4, tmm5",
             "tileloadd tmm6, [{b} + {t}*1 + 1024]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm1, tmm4, tmm6",
             "tileloadd tmm7, [{b} + {t}*1 + 2048]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm2, tmm4, tmm7",
             "tileloadd tmm5, [{b} + {t}*1 + 3072]",
-            "prefetcht1 [{f}]", "prefetcht1 [{f} + {g}]", "lea {f}, [{f} + {g}*2]",
+            ask!(), ask!(),
             "tdpbf16ps tmm3, tmm4, tmm5",
             "add {a}, 1024", "add {b}, {w}",
             "dec {n}",
@@ -473,7 +485,103 @@ pub(crate) unsafe fn values_1x4(
             s = in(reg) stride,
             t = in(reg) TILE_STRIDE,
             f = inout(reg) asked.start => _,
-            g = in(reg) asked.stride,
+            g = in(reg) asked.bytes / Asked::ONE_TILE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Tiles of probabilities for 32 positions where values lie in the cache.
+pub(crate) const SPREAD: usize = 4;
+
+/// Values of 32 positions as they lie in the cache.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Lying {
+    /// First column of the first position of each step of 32.
+    pub(crate) steps: *const *const bf16,
+    /// How many steps.
+    pub(crate) count: usize,
+    /// Bytes to the column that is wanted.
+    pub(crate) column: usize,
+    /// Bytes from a position to the next.
+    pub(crate) stride: usize,
+}
+
+/// Adds `P V` of one tile of rows and 64 columns whose values lie in the cache: to four tiles of sums
+/// side by side, of the even and the odd columns of each 32.
+///
+/// A row of V as it lies pairs two columns, where the product wants two positions. So each probability
+/// stands beside a zero: `p` is [`SPREAD`] tiles a step, the even positions before a zero, behind a
+/// zero, then the odd ones. Twice the products, and nothing is packed.
+///
+/// # Safety
+/// `p` must point to [`SPREAD`] tiles for each step; 32 rows of 128 bytes, `stride` apart, must be readable
+/// at `column` bytes from each step on; 16 rows of 256 bytes, `out_stride` apart, must be readable and
+/// writable at `out`.
+pub(crate) unsafe fn values_lying(
+    _: &Tiles,
+    p: *const Tile<u32>,
+    v: &Lying,
+    out: *mut f32,
+    out_stride: usize,
+    asked: Asked,
+) {
+    // SAFETY: as in `values_2x2`.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{c} + {s}*1]",
+            "tileloadd tmm1, [{c} + {s}*1 + 64]",
+            "tileloadd tmm2, [{c} + {s}*1 + 128]",
+            "tileloadd tmm3, [{c} + {s}*1 + 192]",
+            "2:",
+            "mov {b}, [{v}]",
+            "add {b}, {o}",
+            "tileloadd tmm4, [{a} + {t}*1]",
+            "tileloaddt1 tmm6, [{b} + {w}*2]",
+            ask!(), ask!(),
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a} + {t}*1 + 1024]",
+            ask!(), ask!(),
+            "tdpbf16ps tmm1, tmm5, tmm6",
+            "tileloaddt1 tmm7, [{b} + {w}*2 + 64]",
+            ask!(), ask!(),
+            "tdpbf16ps tmm2, tmm4, tmm7",
+            ask!(), ask!(),
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {b}, {w}",
+            "tileloadd tmm4, [{a} + {t}*1 + 2048]",
+            "tileloaddt1 tmm6, [{b} + {w}*2]",
+            ask!(), ask!(),
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a} + {t}*1 + 3072]",
+            ask!(), ask!(),
+            "tdpbf16ps tmm1, tmm5, tmm6",
+            "tileloaddt1 tmm7, [{b} + {w}*2 + 64]",
+            ask!(), ask!(),
+            "tdpbf16ps tmm2, tmm4, tmm7",
+            ask!(), ask!(),
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a}, 4096", "add {v}, 8",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {s}*1], tmm0",
+            "tilestored [{c} + {s}*1 + 64], tmm1",
+            "tilestored [{c} + {s}*1 + 128], tmm2",
+            "tilestored [{c} + {s}*1 + 192], tmm3",
+            a = inout(reg) p => _,
+            v = inout(reg) v.steps => _,
+            o = in(reg) v.column,
+            w = in(reg) v.stride,
+            n = inout(reg) v.count => _,
+            b = out(reg) _,
+            c = in(reg) out,
+            s = in(reg) out_stride,
+            t = in(reg) TILE_STRIDE,
+            f = inout(reg) asked.start => _,
+            g = in(reg) asked.bytes / Asked::ONE_TILE,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),

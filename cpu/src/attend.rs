@@ -58,7 +58,7 @@ pub(crate) struct Shared<'a> {
     /// As [`Workspace::parts`].
     pub(crate) parts: Disjoint<'a, f32>,
     pub(crate) output: Output<'a>,
-    /// The order of sums but for the matrix unit's, [`Unit::INTERLEAVED`] of the cache's format.
+    /// The order of sums, [`Unit::INTERLEAVED`] of the cache's format.
     pub(crate) interleaved: bool,
 }
 
@@ -109,7 +109,6 @@ impl Shared<'_> {
     ) {
         let span = &self.steps.spans[sequence];
         let stride = self.padded.sums_stride();
-        let interleaved = self.interleaved && !self.on_matrix(queries.len());
         for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
             let Some((t, place)) = self.place(sequence, heads, queries, row) else {
                 continue;
@@ -117,7 +116,7 @@ impl Shared<'_> {
             let mut online = online(sums);
             let lse = online.normalise(lanes, self.steps.mask.sees_any(span, t));
             // SAFETY: the caller's promise.
-            unsafe { self.output.write::<L>(place, online.o, lse, interleaved) }
+            unsafe { self.output.write::<L>(place, online.o, lse, self.interleaved) }
         }
     }
 }

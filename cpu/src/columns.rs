@@ -2,7 +2,7 @@
 //! degrees, for scores that come as `[position, row]`.
 
 use crate::ahead::Ahead;
-use crate::amx::{DEPTH, ROWS, Tile};
+use crate::amx::{DEPTH, ROWS, SPREAD, Tile};
 use crate::lanes::{Avx512, EXP2, EXP2_MIN};
 use crate::pack::{store, transpose};
 use std::arch::x86_64::*;
@@ -37,7 +37,9 @@ impl Columns {
     pub(crate) const EMPTY: Columns = Columns { m: [f32::NEG_INFINITY; ROWS], l: [0.0; ROWS] };
 
     /// Turns scores into probabilities in bf16, tiles of `[row, position]`, adds them to `l`
-    /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be.
+    /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be. There is
+    /// a tile for 32 positions in `out`, or, if `lying`, there are [`SPREAD`], see
+    /// [`crate::amx::values_lying`].
     ///
     /// The probabilities replace `scores` if `keep`. Meanwhile `ahead` is asked for.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -47,7 +49,7 @@ impl Columns {
         seen: Seen<'_>,
         scale: f32,
         keep: bool,
-        out: &mut [Tile<u32>],
+        (lying, out): (bool, &mut [Tile<u32>]),
         sums: &mut [f32],
         (lanes, ahead): (Avx512, &mut Ahead<'_>),
     ) {
@@ -56,7 +58,7 @@ impl Columns {
         let base = self.follow(largest, sums);
         let shift = _mm512_sub_ps(_mm512_setzero_ps(), base);
         let mut sum = _mm512_setzero_ps();
-        for (step, out) in out.iter_mut().enumerate() {
+        for (step, out) in out.chunks_exact_mut(if lying { SPREAD } else { 1 }).enumerate() {
             let first = step * DEPTH;
             ahead.after(lanes, WEIGHING);
             let tiles = &mut scores[2 * step..][..2];
@@ -68,8 +70,17 @@ impl Columns {
                 exponents.partial(tiles, &masks[..masks.len().min(DEPTH)])
             };
             sum = _mm512_add_ps(sum, added);
-            for (row, words) in out.0.iter_mut().zip(transpose(words)) {
-                store(row, words);
+            for (row, words) in transpose(words).into_iter().enumerate() {
+                let below = _mm512_set1_epi32(0xffff);
+                match out {
+                    [before, behind, odd_before, odd_behind] => {
+                        store(&mut before.0[row], _mm512_and_si512(words, below));
+                        store(&mut behind.0[row], _mm512_slli_epi32::<16>(words));
+                        store(&mut odd_before.0[row], _mm512_srli_epi32::<16>(words));
+                        store(&mut odd_behind.0[row], _mm512_andnot_si512(below, words));
+                    }
+                    _ => store(&mut out[0].0[row], words),
+                }
             }
         }
         let sum = _mm512_add_ps(get(&self.l), sum);

@@ -67,8 +67,8 @@ pub(crate) fn store(row: &mut [u32; 16], v: __m512i) {
 /// at a time: MLA 2752.
 pub(crate) const COLUMNS: usize = 64;
 
-/// Packs up to [`COLUMNS`] columns of a block's values, `[steps, column tiles]`: row i of a tile holds 16
-/// columns of positions 2i and 2i + 1, side by side. Positions past the strip, and columns past its
+/// Packs up to [`COLUMNS`] columns of a block's values, `[steps, column tiles]`: row i of a tile holds the
+/// even, or the odd, ones of 32 columns of positions 2i and 2i + 1, side by side. Positions past the strip, and columns past its
 /// rows, are zeros. Meanwhile `ahead` is asked for.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn pack_values(
@@ -77,12 +77,12 @@ pub(crate) fn pack_values(
     out: &mut [Tile<u32>],
     (lanes, ahead): (Avx512, &mut Ahead<'_>),
 ) {
-    let low: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 32) as u16);
-    let high = low.map(|i| i + 16);
+    let even: [u16; 32] = std::array::from_fn(|i| (i / 2 * 2 + i % 2 * 32) as u16);
+    let odd = even.map(|i| i + 1);
     // SAFETY: the arrays are as long as the loads.
-    let low = unsafe { _mm512_loadu_si512(low.as_ptr().cast()) };
+    let even = unsafe { _mm512_loadu_si512(even.as_ptr().cast()) };
     // SAFETY: as above.
-    let high = unsafe { _mm512_loadu_si512(high.as_ptr().cast()) };
+    let odd = unsafe { _mm512_loadu_si512(odd.as_ptr().cast()) };
     let whole = columns.len() == COLUMNS && columns.end <= strip.width();
     for (step, tiles) in out.chunks_exact_mut(columns.len() / ROWS).enumerate() {
         let first = step * DEPTH;
@@ -99,8 +99,8 @@ pub(crate) fn pack_values(
                 {
                     let [one, other]: &mut [Tile<u32>; 2] = tiles;
                     let (a, b) = (load_whole(a), load_whole(b));
-                    store(&mut one.0[i], _mm512_permutex2var_epi16(a, low, b));
-                    store(&mut other.0[i], _mm512_permutex2var_epi16(a, high, b));
+                    store(&mut one.0[i], _mm512_permutex2var_epi16(a, even, b));
+                    store(&mut other.0[i], _mm512_permutex2var_epi16(a, odd, b));
                 }
             }
             continue;
@@ -113,8 +113,8 @@ pub(crate) fn pack_values(
                     let row = if j < strip.len() { strip.row(j) } else { &[] };
                     load(row.get(columns.start + pair * DEPTH..).unwrap_or(&[]))
                 });
-                store(&mut tiles[0].0[i], _mm512_permutex2var_epi16(a, low, b));
-                store(&mut tiles[1].0[i], _mm512_permutex2var_epi16(a, high, b));
+                store(&mut tiles[0].0[i], _mm512_permutex2var_epi16(a, even, b));
+                store(&mut tiles[1].0[i], _mm512_permutex2var_epi16(a, odd, b));
             }
         }
     }
