@@ -70,18 +70,7 @@ impl Columns {
                 exponents.partial(tiles, &masks[..masks.len().min(DEPTH)])
             };
             sum = _mm512_add_ps(sum, added);
-            for (row, words) in transpose(words).into_iter().enumerate() {
-                let below = _mm512_set1_epi32(0xffff);
-                match out {
-                    [before, behind, odd_before, odd_behind] => {
-                        store(&mut before.0[row], _mm512_and_si512(words, below));
-                        store(&mut behind.0[row], _mm512_slli_epi32::<16>(words));
-                        store(&mut odd_before.0[row], _mm512_srli_epi32::<16>(words));
-                        store(&mut odd_behind.0[row], _mm512_andnot_si512(below, words));
-                    }
-                    _ => store(&mut out[0].0[row], words),
-                }
-            }
+            put_words(transpose(words), out);
         }
         let sum = _mm512_add_ps(get(&self.l), sum);
         put(&mut self.l, sum);
@@ -159,6 +148,42 @@ impl Exponents {
             *word = pairs(p[0], p[1]);
         }
         (words, sum)
+    }
+}
+
+/// Writes probabilities of 32 positions in pairs: a tile, or [`SPREAD`] in which each stands beside a
+/// zero.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn put_words(rows: [__m512i; ROWS], out: &mut [Tile<u32>]) {
+    // A loop for each tile, which the compiler unrolls; of one for all four it makes a loop through
+    // memory.
+    match out {
+        [tile] => tile.0.iter_mut().zip(rows).for_each(|(row, x)| store(row, x)),
+        [even_first, even_second, odd_first, odd_second] => {
+            let below = _mm512_set1_epi32(0xffff);
+            even_first
+                .0
+                .iter_mut()
+                .zip(rows)
+                .for_each(|(row, x)| store(row, _mm512_and_si512(x, below)));
+            even_second
+                .0
+                .iter_mut()
+                .zip(rows)
+                .for_each(|(row, x)| store(row, _mm512_slli_epi32::<16>(x)));
+            odd_first
+                .0
+                .iter_mut()
+                .zip(rows)
+                .for_each(|(row, x)| store(row, _mm512_srli_epi32::<16>(x)));
+            odd_second
+                .0
+                .iter_mut()
+                .zip(rows)
+                .for_each(|(row, x)| store(row, _mm512_andnot_si512(below, x)));
+        }
+        _ => unreachable!("a tile a step, or as many as it is spread over"),
     }
 }
 
@@ -251,4 +276,36 @@ fn get(x: &[f32; ROWS]) -> __m512 {
 fn put(x: &mut [f32; ROWS], v: __m512) {
     // SAFETY: the array is as long as the store.
     unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_probabilities_are_those_of_one_tile() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        let words: [[u32; 16]; ROWS] = std::array::from_fn(|row| {
+            std::array::from_fn(|i| 0x3f80_0000 + 0x1_0001 * (16 * row + i) as u32)
+        });
+        // SAFETY: every pattern of bits is a value of both types, which are of one size.
+        let rows: [__m512i; ROWS] = unsafe { std::mem::transmute(words) };
+        let mut tiles = [Tile([[7; 16]; ROWS]); SPREAD];
+        // SAFETY: the feature was detected.
+        unsafe { put_words(rows, &mut tiles) }
+        let mut whole = [Tile([[7; 16]; ROWS])];
+        // SAFETY: as above.
+        unsafe { put_words(rows, &mut whole) }
+        assert_eq!(whole[0].0, words);
+        for (row, words) in words.iter().enumerate() {
+            for (i, word) in words.iter().enumerate() {
+                // Positions 2i and 2i + 1; the lower half of a word is the first of a pair.
+                let (even, odd) = (word & 0xffff, word >> 16);
+                let spread = tiles.map(|tile| tile.0[row][i]);
+                assert_eq!(spread, [even, even << 16, odd, odd << 16]);
+            }
+        }
+    }
 }
