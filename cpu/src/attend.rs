@@ -14,9 +14,6 @@ use crate::threads::Threads;
 use grouped_attention::{Attend, Geometry};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Rows of a cached head from which the matrix unit is worth its packing.
-const MATRIX_ROWS: usize = 8;
-
 /// Runs one attend.
 pub(crate) fn attend(kernel: Instructions, threads: &Threads, call: Attend<'_, CpuBackend>) {
     let (steps, workspace) = call.plan.split();
@@ -81,12 +78,6 @@ impl Shared<'_> {
         let t = queries.start + row / group;
         let i = (heads.start + head) * group + row % group;
         Some((t, (self.steps.spans[sequence].q_start + t) * self.geometry.h_q() + i))
-    }
-
-    /// True if tasks of so many queries run on the matrix unit. Parts of one result must agree, so
-    /// nothing but the queries may decide it.
-    pub(crate) fn on_matrix(&self, queries: usize) -> bool {
-        self.steps.row_align > 1 && queries * self.geometry.group() >= MATRIX_ROWS
     }
 
     /// Rows that some queries take of one cached head, padding included.
