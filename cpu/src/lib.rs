@@ -34,6 +34,8 @@ mod pack;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod pairs;
 mod plan;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod product;
 mod rows;
 mod schedule;
 mod softmax;
