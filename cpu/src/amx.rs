@@ -496,10 +496,9 @@ pub(crate) unsafe fn values_1x4(
 /// Tiles of probabilities for 32 positions where values lie in the cache.
 pub(crate) const SPREAD: usize = 4;
 
-/// Values of 32 positions as they lie in the cache.
+/// Values as they lie in the cache, by steps of 32 positions.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Lying {
+pub(crate) struct ValueRows {
     /// First column of the first position of each step of 32.
     pub(crate) steps: *const *const bf16,
     /// How many steps.
@@ -521,10 +520,10 @@ pub(crate) struct Lying {
 /// `p` must point to [`SPREAD`] tiles for each step; 32 rows of 128 bytes, `stride` apart, must be readable
 /// at `column` bytes from each step on; 16 rows of 256 bytes, `out_stride` apart, must be readable and
 /// writable at `out`.
-pub(crate) unsafe fn values_lying(
+pub(crate) unsafe fn values_in_place(
     _: &Tiles,
     p: *const Tile<u32>,
-    v: &Lying,
+    v: &ValueRows,
     out: *mut f32,
     out_stride: usize,
     asked: Asked,

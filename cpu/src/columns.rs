@@ -38,8 +38,8 @@ impl Columns {
 
     /// Turns scores into probabilities in bf16, tiles of `[row, position]`, adds them to `l`
     /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be. There is
-    /// a tile for 32 positions in `out`, or, if `lying`, there are [`SPREAD`], see
-    /// [`crate::amx::values_lying`].
+    /// a tile for 32 positions in `out`, or, if `in_place`, there are [`SPREAD`], see
+    /// [`crate::amx::values_in_place`].
     ///
     /// The probabilities replace `scores` if `keep`. Meanwhile `ahead` is asked for.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -49,7 +49,7 @@ impl Columns {
         seen: Seen<'_>,
         scale: f32,
         keep: bool,
-        (lying, out): (bool, &mut [Tile<u32>]),
+        (in_place, out): (bool, &mut [Tile<u32>]),
         sums: &mut [f32],
         (lanes, ahead): (Avx512, &mut Ahead<'_>),
     ) {
@@ -58,7 +58,7 @@ impl Columns {
         let base = self.follow(largest, sums);
         let shift = _mm512_sub_ps(_mm512_setzero_ps(), base);
         let mut sum = _mm512_setzero_ps();
-        for (step, out) in out.chunks_exact_mut(if lying { SPREAD } else { 1 }).enumerate() {
+        for (step, out) in out.chunks_exact_mut(if in_place { SPREAD } else { 1 }).enumerate() {
             let first = step * DEPTH;
             ahead.after(lanes, WEIGHING);
             let tiles = &mut scores[2 * step..][..2];

@@ -20,7 +20,7 @@ use crate::columns::{Columns, Seen, WEIGHING};
 use crate::lanes::{Avx512, Job, Lanes};
 use crate::pack::{COLUMNS, load, pack_values, store, transpose};
 use crate::plan::{Padded, Scratch, UNIT, with_capacity};
-use crate::product::{LyingValues, Product};
+use crate::product::{InPlace, Product};
 use crate::rows::finite;
 use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Task};
 use crate::strip::{Located, Strip};
@@ -134,13 +134,13 @@ impl MatrixRun<'_> {
         };
         let tiles = amx.tiles();
         // Whether values are multiplied as they lie depends on pages, and the order of sums on that.
-        let lying = shared.head_rows(task.queries.len()) == ROWS
+        let in_place = shared.head_rows(task.queries.len()) == ROWS
             && !shared.steps.problem.is_batch_invariant();
         // SAFETY: `amx` proves the features.
-        unsafe { self.attend(lanes, lying, &tiles, matrix, offsets, sees, sums) }
+        unsafe { self.attend(lanes, in_place, &tiles, matrix, offsets, sees, sums) }
         // Where values lie in the cache zeros meet the neighbours of columns, and 0 times infinity is
         // NaN. Whatever else is NaN is so again.
-        if lying && sums.iter().any(|x| x.is_nan()) {
+        if in_place && sums.iter().any(|x| x.is_nan()) {
             // SAFETY: as above.
             unsafe { self.attend(lanes, false, &tiles, matrix, offsets, sees, sums) }
         }
@@ -154,7 +154,7 @@ impl MatrixRun<'_> {
     fn attend(
         self,
         lanes: Avx512,
-        lying: bool,
+        in_place: bool,
         tiles: &Tiles,
         scratch: &mut MatrixScratch,
         offsets: &mut [Box<[usize]>; 2],
@@ -192,7 +192,7 @@ impl MatrixRun<'_> {
                 clear,
                 count,
                 fresh: first == task.positions.start,
-                lying,
+                in_place,
             };
             for head in 0..task.heads.len() {
                 block.attend(head, scratch, sums);
@@ -255,7 +255,7 @@ struct Block<'a> {
     /// Whether it is the task's first, for which nobody has asked.
     fresh: bool,
     /// Whether values may be multiplied as they lie: one tile of rows.
-    lying: bool,
+    in_place: bool,
 }
 
 impl Block<'_> {
@@ -276,8 +276,8 @@ impl Block<'_> {
         let sums = &mut sums[head * row_tiles * ROWS * stride..][..row_tiles * ROWS * stride];
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
         let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
-        let lying = if keep { None } else { self.lying(value_strip) };
-        let work = self.work(row_tiles, depth, lying.is_some());
+        let in_place = if keep { None } else { self.in_place(value_strip) };
+        let work = self.work(row_tiles, depth, in_place.is_some());
         let mut ahead = Ahead::new(self.ahead(head), work);
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
@@ -292,7 +292,7 @@ impl Block<'_> {
                 let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
                 let sums = &mut sums[tile * ROWS * stride..][..ROWS * stride];
                 let p = &mut probabilities[tile * STEPS..];
-                let p = match lying {
+                let p = match in_place {
                     Some(_) => (true, &mut p[..steps * SPREAD]),
                     None => (false, &mut p[..steps]),
                 };
@@ -306,7 +306,7 @@ impl Block<'_> {
         if keep {
             return;
         }
-        if let Some(rows) = lying {
+        if let Some(rows) = in_place {
             let ahead = (self.lanes, &mut ahead);
             return rows.add(self.tiles, probabilities, sums, ahead);
         }
@@ -331,20 +331,20 @@ impl Block<'_> {
     /// with 16 heads 1159, 1012; GLA-2 with 16 heads 1176, 1065; GQA at `q_len` 4 3889, 3397; GTA at
     /// `q_len` 4 2652, 2248. With two tiles of rows packing is cheaper: GLA-2 with 16 heads, `q_len` 4,
     /// 1466, 1563; GQA, `q_len` 8, 4375, 4684.
-    fn lying<'s>(&self, strip: Strip<'s, bf16>) -> Option<LyingValues<'s>> {
-        let lies = self.lying
+    fn in_place<'s>(&self, strip: Strip<'s, bf16>) -> Option<InPlace<'s>> {
+        let whole = self.in_place
             && self.count.is_multiple_of(DEPTH)
             && self.run.shared.steps.page_size.is_multiple_of(DEPTH)
             && strip.width().is_multiple_of(4 * ROWS);
-        lies.then(|| LyingValues::new(strip))
+        whole.then(|| InPlace::new(strip))
     }
 
     /// What attending is, for so many tiles of rows with keys of so many tiles.
-    fn work(&self, row_tiles: usize, depth: usize, lying: bool) -> Work {
+    fn work(&self, row_tiles: usize, depth: usize, in_place: bool) -> Work {
         let (steps, width) = (self.count.div_ceil(DEPTH), self.run.shared.padded.value);
         // A pair of rows of values takes as long to pack as a product.
         let packing = steps * DEPTH / 2 * width.div_ceil(COLUMNS);
-        let (adding, packing) = if lying { (2, 0) } else { (1, packing) };
+        let (adding, packing) = if in_place { (2, 0) } else { (1, packing) };
         Work {
             products: row_tiles * steps * (2 * depth + adding * width / ROWS),
             others: packing + WEIGHING * row_tiles * steps,

@@ -2,7 +2,9 @@
 //! or as they lie in the cache.
 
 use crate::ahead::Ahead;
-use crate::amx::{DEPTH, Lying, ROWS, SPREAD, Tile, Tiles, values_1x4, values_2x2, values_lying};
+use crate::amx::{
+    DEPTH, ROWS, SPREAD, Tile, Tiles, ValueRows, values_1x4, values_2x2, values_in_place,
+};
 use crate::lanes::Avx512;
 use crate::matrix::STEPS;
 use crate::strip::Strip;
@@ -68,16 +70,16 @@ impl Product<'_> {
 }
 
 /// The values of one head and block as they lie in the cache, by steps of 32 positions.
-pub(crate) struct LyingValues<'a> {
+pub(crate) struct InPlace<'a> {
     strip: Strip<'a, bf16>,
     steps: [*const bf16; STEPS],
     /// Bytes from a position to the next.
     stride: usize,
 }
 
-impl<'a> LyingValues<'a> {
+impl<'a> InPlace<'a> {
     /// Of whole steps, each within a page.
-    pub(crate) fn new(strip: Strip<'a, bf16>) -> LyingValues<'a> {
+    pub(crate) fn new(strip: Strip<'a, bf16>) -> InPlace<'a> {
         // Positions of a page lie at equal distances.
         let stride = strip.place(1).1 - strip.place(0).1;
         let mut steps = [std::ptr::null(); STEPS];
@@ -86,7 +88,7 @@ impl<'a> LyingValues<'a> {
             *first = cells[start..][..(DEPTH - 1) * stride + strip.width()].as_ptr();
         }
         let stride = stride * size_of::<bf16>();
-        LyingValues { strip, steps, stride }
+        InPlace { strip, steps, stride }
     }
 
     /// Adds the products of one tile of rows to its sums.
@@ -102,7 +104,7 @@ impl<'a> LyingValues<'a> {
         let p = probabilities[..count * SPREAD].as_ptr();
         let width = 4 * ROWS;
         for column in (0..self.strip.width()).step_by(width) {
-            let v = Lying {
+            let v = ValueRows {
                 steps: self.steps.as_ptr(),
                 count,
                 column: column * size_of::<bf16>(),
@@ -112,7 +114,7 @@ impl<'a> LyingValues<'a> {
             let asked = ahead.while_multiplying(lanes, 8 * count);
             // SAFETY: the slices, those that `new` took of the cells too, are as long as the tiles
             // that are read and written.
-            unsafe { values_lying(tiles, p, &v, out, stride * size_of::<f32>(), asked) }
+            unsafe { values_in_place(tiles, p, &v, out, stride * size_of::<f32>(), asked) }
         }
     }
 }
