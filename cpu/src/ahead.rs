@@ -13,6 +13,7 @@ use half::bf16;
 const LINE: usize = 64;
 /// Units in which parts of a line are counted.
 const WHOLE: usize = 1024;
+
 /// Rows to ask for.
 #[derive(Debug)]
 pub(crate) struct Ahead<'a> {
