@@ -9,6 +9,8 @@
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Rows of a tile.
@@ -159,9 +161,9 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Addresses with each product of [`scores_2x2`] and [`values_2x2`].
+    /// Addresses with each product of [`scores_2x2`].
     pub(crate) const TWO_TILES: usize = 2;
-    /// Addresses with each product where there is one tile of rows, and memory sets the pace.
+    /// Addresses with each of the other products, those of one tile of rows.
     pub(crate) const ONE_TILE: usize = 4;
 
     /// One line, which is always near.
@@ -172,9 +174,23 @@ impl Asked {
     pub(crate) fn lines(start: *const u8, bytes: usize) -> Asked {
         Asked { start, bytes }
     }
+
+    /// Asks for what is due with some products, or what takes as long as they.
+    #[inline(always)]
+    pub(crate) fn with(self, products: Range<usize>) {
+        let mut at = (products.start * self.bytes).next_multiple_of(LINE);
+        while at < products.end * self.bytes {
+            // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(at).cast()) }
+            at += LINE;
+        }
+    }
 }
 
 static NEAR: [u8; 1] = [0];
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
 
 /// One piece of the keys of some groups of 16 positions.
 #[derive(Clone, Copy, Debug)]
@@ -192,7 +208,7 @@ pub(crate) struct Piece {
 ///
 /// Keys are loaded with a hint (`t1`) not to keep them in the first-level cache, which the queries of
 /// two tiles nearly fill and are read from again for the next groups.
-/// PERF: one thread of a Xeon, L 8192, `q_len` 1, 128 heads, with the hint here and in [`values_2x2`] and
+/// PERF: one thread of a Xeon, L 8192, `q_len` 1, 128 heads, with the hint here and for probabilities and
 /// without, best of 150 calls, us: GLA 2065, 2135; MLA 2780, 3028.
 ///
 /// # Safety
@@ -367,89 +383,27 @@ pub(crate) unsafe fn scores_4x1(
     }
 }
 
-/// Adds `P V` of two tiles of rows and two tiles of columns to sums whose rows are `stride` bytes
-/// apart: `out[row tile]`, the column tiles side by side.
-///
-/// Probabilities are loaded with the hint, since values are read again for the next rows.
-///
-/// # Safety
-/// Each of `p` must point to `depth` tiles; so many tiles, `v_stride` bytes from one to the next, must
-/// be readable from each of `v` on; 16 rows of 128 bytes, `stride` apart, must be readable and
-/// writable at each of `out`, apart from each other.
-pub(crate) unsafe fn values_2x2(
-    _: &Tiles,
-    p: [*const Tile<u32>; 2],
-    v: [*const Tile<u32>; 2],
-    v_stride: usize,
-    depth: usize,
-    out: [*mut f32; 2],
-    stride: usize,
-    asked: Asked,
-) {
-    // SAFETY: `Tiles` says that all tiles are 16 rows of 64 bytes, so what is read and written is
-    // what the caller promised; the block declares every register it changes.
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{c0} + {s}*1]",
-            "tileloadd tmm1, [{c0} + {s}*1 + 64]",
-            "tileloadd tmm2, [{c1} + {s}*1]",
-            "tileloadd tmm3, [{c1} + {s}*1 + 64]",
-            "2:",
-            "tileloaddt1 tmm4, [{a0} + {t}*1]",
-            "tileloadd tmm6, [{b0} + {t}*1]",
-            "tileloadd tmm7, [{b1} + {t}*1]",
-            ask!(),
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloaddt1 tmm5, [{a1} + {t}*1]",
-            ask!(),
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {a0}, 1024", "add {a1}, 1024", "add {b0}, {w}", "add {b1}, {w}",
-            ask!(),
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            ask!(),
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{c0} + {s}*1], tmm0",
-            "tilestored [{c0} + {s}*1 + 64], tmm1",
-            "tilestored [{c1} + {s}*1], tmm2",
-            "tilestored [{c1} + {s}*1 + 64], tmm3",
-            a0 = inout(reg) p[0] => _,
-            a1 = inout(reg) p[1] => _,
-            b0 = inout(reg) v[0] => _,
-            b1 = inout(reg) v[1] => _,
-            c0 = in(reg) out[0],
-            c1 = in(reg) out[1],
-            n = inout(reg) depth => _,
-            s = in(reg) stride,
-            t = in(reg) TILE_STRIDE,
-            f = inout(reg) asked.start => _,
-            g = in(reg) asked.bytes / Asked::TWO_TILES,
-            w = in(reg) v_stride,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
 /// Adds `P V` of one tile of rows and four tiles of columns side by side.
 ///
+/// Probabilities are loaded with the hint, since values are read again for the next rows. So is a tile of
+/// them for four products, where two tiles of rows and two of columns would take one for two.
+/// PERF: one thread of a Xeon, L 8192, `q_len` 1, 2 x 2 tiles and 1 x 4 in turn, best of 40 calls on each of three
+/// processors, us: GLA, 128 heads, 1953, 1985, 1944 and 1921, 1919, 1895; MLA, 128 heads, 2714, 2912, 2692
+/// and 2648, 2661, 2667.
+///
 /// # Safety
-/// `p` must point to `depth` tiles, and `depth` times four tiles that follow each other, `v_stride`
-/// bytes from one four to the next, must be readable from `v` on; 16 rows of 256 bytes, `stride`
-/// apart, must be readable and writable at `out`.
+/// `p` must point to `depth` tiles, and `v` to four times as many; 16 rows of 256 bytes, `stride` apart, must
+/// be readable and writable at `out`.
 pub(crate) unsafe fn values_1x4(
     _: &Tiles,
     p: *const Tile<u32>,
     v: *const Tile<u32>,
-    v_stride: usize,
     depth: usize,
     out: *mut f32,
     stride: usize,
     asked: Asked,
 ) {
-    // SAFETY: as in `values_2x2`.
+    // SAFETY: as in `scores_2x2`.
     unsafe {
         asm!(
             "tileloadd tmm0, [{c} + {s}*1]",
@@ -457,7 +411,7 @@ pub(crate) unsafe fn values_1x4(
             "tileloadd tmm2, [{c} + {s}*1 + 128]",
             "tileloadd tmm3, [{c} + {s}*1 + 192]",
             "2:",
-            "tileloadd tmm4, [{a} + {t}*1]",
+            "tileloaddt1 tmm4, [{a} + {t}*1]",
             "tileloadd tmm5, [{b} + {t}*1]",
             ask!(), ask!(),
             "tdpbf16ps tmm0, tmm4, tmm5",
@@ -470,7 +424,7 @@ pub(crate) unsafe fn values_1x4(
             "tileloadd tmm5, [{b} + {t}*1 + 3072]",
             ask!(), ask!(),
             "tdpbf16ps tmm3, tmm4, tmm5",
-            "add {a}, 1024", "add {b}, {w}",
+            "add {a}, 1024", "add {b}, 4096",
             "dec {n}",
             "jnz 2b",
             "tilestored [{c} + {s}*1], tmm0",
@@ -481,7 +435,6 @@ pub(crate) unsafe fn values_1x4(
             b = inout(reg) v => _,
             c = in(reg) out,
             n = inout(reg) depth => _,
-            w = in(reg) v_stride,
             s = in(reg) stride,
             t = in(reg) TILE_STRIDE,
             f = inout(reg) asked.start => _,
@@ -528,7 +481,7 @@ pub(crate) unsafe fn values_in_place(
     out_stride: usize,
     asked: Asked,
 ) {
-    // SAFETY: as in `values_2x2`.
+    // SAFETY: as in `scores_2x2`.
     unsafe {
         asm!(
             "tileloadd tmm0, [{c} + {s}*1]",

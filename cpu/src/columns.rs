@@ -60,7 +60,7 @@ impl Columns {
         let mut sum = _mm512_setzero_ps();
         for (step, out) in out.chunks_exact_mut(if in_place { SPREAD } else { 1 }).enumerate() {
             let first = step * DEPTH;
-            ahead.after(lanes, WEIGHING);
+            ahead.asked(lanes, WEIGHING).with(0..WEIGHING);
             let tiles = &mut scores[2 * step..][..2];
             let exponents = Exponents { scale, shift };
             let added = if first + DEPTH <= seen.clear && !keep {

@@ -12,13 +12,14 @@
 //! to bf16, 16 by 16 words at a time.
 
 use crate::ahead::{Ahead, Work};
-use crate::amx::{Amx, Asked, DEPTH, Piece, ROWS, SPREAD, Tile, Tiles};
-use crate::amx::{scores_2x2, scores_4x1, values_2x2};
+use crate::amx::{
+    Amx, Asked, DEPTH, Piece, ROWS, SPREAD, Tile, Tiles, scores_2x2, scores_4x1, values_1x4,
+};
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
 use crate::columns::{Columns, Seen, WEIGHING};
 use crate::lanes::{Avx512, Job, Lanes};
-use crate::pack::{COLUMNS, load, pack_values, store, transpose};
+use crate::pack::{COLUMN_TILES, COLUMNS, load, pack_values, store, transpose};
 use crate::plan::{Padded, Scratch, UNIT, with_capacity};
 use crate::product::{InPlace, Product};
 use crate::rows::finite;
@@ -62,14 +63,12 @@ pub(crate) struct MatrixScratch {
     /// Probabilities of one head, `[row tiles, STEPS]` tiles of `[row, position]`, or, where values
     /// are multiplied as they lie, `[STEPS, SPREAD]`.
     probabilities: Vec<Tile<u32>>,
-    /// Some columns of one head's values in pairs of positions, `[STEPS, COLUMNS / ROWS]`.
+    /// Some columns of one head's values in pairs of positions, `[STEPS, COLUMN_TILES]`.
     values: Vec<Tile<u32>>,
     /// Keys of one head where they do not lie as tiles need them, `[MATRIX_BLOCK, q_stride]`.
     keys: Buffer,
     /// Maxima and sums of each row tile.
     columns: Vec<Columns>,
-    /// Sums that nobody wants, `[16, sums_stride]`.
-    unwanted: Vec<f32>,
 }
 
 impl MatrixScratch {
@@ -81,10 +80,9 @@ impl MatrixScratch {
             queries: filled(Tile([[0; 16]; ROWS]), row_tiles * depth)?,
             scores: filled(Tile([[0.0; 16]; ROWS]), 2 * GROUPS)?,
             probabilities: filled(Tile([[0; 16]; ROWS]), probabilities)?,
-            values: filled(Tile([[0; 16]; ROWS]), STEPS * COLUMNS / ROWS)?,
+            values: filled(Tile([[0; 16]; ROWS]), STEPS * COLUMN_TILES)?,
             keys: Buffer::zeroed::<bf16>(MATRIX_BLOCK * padded.q_stride())?,
             columns: filled(Columns::EMPTY, row_tiles)?,
-            unwanted: filled(0.0, ROWS * padded.sums_stride())?,
         })
     }
 }
@@ -263,8 +261,7 @@ impl Block<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn attend(&self, head: usize, scratch: &mut MatrixScratch, sums: &mut [f32]) {
         let MatrixRun { shared, task, .. } = self.run;
-        let MatrixScratch { queries, scores, probabilities, values, keys, columns, unwanted } =
-            scratch;
+        let MatrixScratch { queries, scores, probabilities, values, keys, columns } = scratch;
         let head_strips = strips(shared.geometry.row(), self.positions, task.heads.start + head);
         let (strips, value_strip) = head_strips;
         let row_tiles = shared.head_rows(task.queries.len()) / ROWS;
@@ -310,16 +307,12 @@ impl Block<'_> {
             let ahead = (self.lanes, &mut ahead);
             return rows.add(self.tiles, probabilities, sums, ahead);
         }
-        let width = shared.padded.value;
-        for first in (0..width).step_by(COLUMNS) {
-            let columns = first..width.min(first + COLUMNS);
-            let values = &mut values[..steps * columns.len() / ROWS];
-            pack_values(value_strip, columns.clone(), values, (self.lanes, &mut ahead));
-            let product = Product { tiles: self.tiles, probabilities, values, columns, stride };
-            for tile in (0..row_tiles).step_by(2) {
-                let sums = &mut sums[tile * ROWS * stride..];
-                let count = (row_tiles - tile).min(2);
-                product.add(tile, count, sums, unwanted, (self.lanes, &mut ahead));
+        let values = &mut values[..steps * COLUMN_TILES];
+        for column in (0..shared.padded.value).step_by(COLUMNS) {
+            pack_values(value_strip, column, values, (self.lanes, &mut ahead));
+            let product = Product { tiles: self.tiles, probabilities, values, column };
+            for (row_tile, sums) in sums.chunks_exact_mut(ROWS * stride).enumerate() {
+                product.add(row_tile, sums, (self.lanes, &mut ahead));
             }
         }
     }
@@ -335,18 +328,19 @@ impl Block<'_> {
         let whole = self.in_place
             && self.count.is_multiple_of(DEPTH)
             && self.run.shared.steps.page_size.is_multiple_of(DEPTH)
-            && strip.width().is_multiple_of(4 * ROWS);
+            && strip.width().is_multiple_of(COLUMNS);
         whole.then(|| InPlace::new(strip))
     }
 
     /// What attending is, for so many tiles of rows with keys of so many tiles.
     fn work(&self, row_tiles: usize, depth: usize, in_place: bool) -> Work {
-        let (steps, width) = (self.count.div_ceil(DEPTH), self.run.shared.padded.value);
+        let steps = self.count.div_ceil(DEPTH);
+        let parts = self.run.shared.padded.value.div_ceil(COLUMNS);
         // A pair of rows of values takes as long to pack as a product.
-        let packing = steps * DEPTH / 2 * width.div_ceil(COLUMNS);
+        let packing = steps * DEPTH / 2 * parts;
         let (adding, packing) = if in_place { (2, 0) } else { (1, packing) };
         Work {
-            products: row_tiles * steps * (2 * depth + adding * width / ROWS),
+            products: row_tiles * steps * (2 * depth + adding * parts * COLUMN_TILES),
             others: packing + WEIGHING * row_tiles * steps,
             most: if row_tiles == 1 { Asked::ONE_TILE } else { Asked::TWO_TILES },
         }
@@ -468,7 +462,7 @@ impl<'a> Keys<'a> {
             for (i, out) in first[..self.groups].chunks_exact_mut(4).enumerate() {
                 let pieces = self.pieces(4 * i, 4);
                 ask(4 * (i + 1)..4 * (i + 2));
-                let asked = ahead.while_multiplying(lanes, 4 * depth);
+                let asked = ahead.asked(lanes, 4 * depth);
                 // SAFETY: `pieces` has checked the keys; the queries are `depth` tiles, and `out`
                 // is four.
                 unsafe { scores_4x1(tiles, &pieces, queries.as_ptr(), out.as_mut_ptr(), asked) }
@@ -480,7 +474,7 @@ impl<'a> Keys<'a> {
         for (i, (first, second)) in first.zip(second.chunks_exact_mut(2)).enumerate() {
             let pieces = self.pieces(2 * i, 2);
             ask(2 * (i + 1)..2 * (i + 2));
-            let asked = ahead.while_multiplying(lanes, 4 * depth);
+            let asked = ahead.asked(lanes, 4 * depth);
             let [a, c] = first else { unreachable!("chunks of two") };
             let [b, d] = second else { unreachable!("chunks of two") };
             // SAFETY: `pieces` has checked the keys; each of the queries is `depth` tiles, and the
@@ -536,7 +530,6 @@ fn accumulate_seen(p: &[Tile<f32>], masks: &[u16], values: Strip<'_, bf16>, sums
 
 /// Multiplies tiles that stay in the first-level cache, `rounds` times; answers the operations.
 pub(crate) fn multiply(amx: Amx, rounds: usize) -> f64 {
-    const STEPS: usize = 8;
     // Gaussian-like bits: zeros would draw less power and run faster than any real data.
     let mut word = 0x9e37_79b9_u32;
     let mut random = || {
@@ -547,29 +540,17 @@ pub(crate) fn multiply(amx: Amx, rounds: usize) -> f64 {
         word & 0x80ff_80ff | 0x3f00_3f00
     };
     let mut tile = || Tile(std::array::from_fn(|_| std::array::from_fn(|_| random())));
-    let operands: Vec<Tile<u32>> = (0..4 * STEPS).map(|_| tile()).collect();
-    let mut sums = vec![0.0_f32; ROWS * 2 * ROWS * 2];
-    let stride = 2 * ROWS;
+    let p: [Tile<u32>; STEPS] = std::array::from_fn(|_| tile());
+    let v: [[Tile<u32>; COLUMN_TILES]; STEPS] =
+        std::array::from_fn(|_| std::array::from_fn(|_| tile()));
+    let mut sums = [[0.0_f32; COLUMNS]; ROWS];
     let tiles = amx.tiles();
-    let at = |i: usize| operands[i * STEPS..][..STEPS].as_ptr();
+    let (p, v): (_, *const Tile<u32>) = (p.as_ptr(), v.as_ptr().cast());
+    let (out, stride) = (sums.as_mut_ptr().cast(), COLUMNS * size_of::<f32>());
     for _ in 0..rounds {
-        let (one, other) = sums.split_at_mut(ROWS * stride);
-        let out = [one.as_mut_ptr(), other.as_mut_ptr()];
-        // SAFETY: each operand is `STEPS` tiles, each output 16 rows of `stride` elements.
-        unsafe {
-            let (p, v) = ([at(0), at(1)], [at(2), at(3)]);
-            values_2x2(
-                &tiles,
-                p,
-                v,
-                size_of::<Tile<u32>>(),
-                STEPS,
-                out,
-                stride * 4,
-                Asked::NOTHING,
-            );
-        }
+        // SAFETY: the arrays are as long as the tiles that are read and written.
+        unsafe { values_1x4(&tiles, p, v, STEPS, out, stride, Asked::NOTHING) }
     }
     std::hint::black_box(&sums);
-    (rounds * STEPS * 4 * 2 * ROWS * ROWS * DEPTH) as f64
+    (rounds * STEPS * COLUMN_TILES * 2 * ROWS * ROWS * DEPTH) as f64
 }

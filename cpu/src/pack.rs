@@ -6,7 +6,6 @@ use crate::lanes::Avx512;
 use crate::strip::Strip;
 use half::bf16;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 /// Word j of row i becomes word i of row j.
 #[inline]
@@ -63,61 +62,80 @@ pub(crate) fn store(row: &mut [u32; 16], v: __m512i) {
 ///
 /// PERF: one thread of a Xeon, L 8192, `q_len` 1, best of 150 calls, us: MLA with 16 heads, all columns at
 /// once 1252, 64 at a time 1100. With 128 heads, probabilities must make way for values (see
-/// [`crate::amx::values_2x2`]): MLA 2741, and 2694 (2780 if values make way); GLA 2003, 2000 (2065); 32
+/// [`crate::amx::values_1x4`]): MLA 2741, and 2694 (2780 if values make way); GLA 2003, 2000 (2065); 32
 /// at a time: MLA 2752.
-pub(crate) const COLUMNS: usize = 64;
+pub(crate) const COLUMNS: usize = COLUMN_TILES * ROWS;
+/// Tiles of so many columns.
+pub(crate) const COLUMN_TILES: usize = 4;
 
-/// Packs up to [`COLUMNS`] columns of a block's values, `[steps, column tiles]`: row i of a tile holds the
-/// even, or the odd, ones of 32 columns of positions 2i and 2i + 1, side by side. Positions past the strip, and columns past its
-/// rows, are zeros. Meanwhile `ahead` is asked for.
+/// Packs [`COLUMNS`] columns of a block's values, `[steps, COLUMN_TILES]`: row i of a tile holds the even,
+/// or the odd, ones of 32 columns of positions 2i and 2i + 1, side by side. Positions past the strip, and
+/// columns past its rows, are zeros. Meanwhile `ahead` is asked for.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn pack_values(
     strip: Strip<'_, bf16>,
-    columns: Range<usize>,
+    column: usize,
     out: &mut [Tile<u32>],
     (lanes, ahead): (Avx512, &mut Ahead<'_>),
 ) {
-    let even: [u16; 32] = std::array::from_fn(|i| (i / 2 * 2 + i % 2 * 32) as u16);
-    let odd = even.map(|i| i + 1);
-    // SAFETY: the arrays are as long as the loads.
-    let even = unsafe { _mm512_loadu_si512(even.as_ptr().cast()) };
-    // SAFETY: as above.
-    let odd = unsafe { _mm512_loadu_si512(odd.as_ptr().cast()) };
-    let whole = columns.len() == COLUMNS && columns.end <= strip.width();
-    for (step, tiles) in out.chunks_exact_mut(columns.len() / ROWS).enumerate() {
+    let whole = column + COLUMNS <= strip.width();
+    for (step, tiles) in out.as_chunks_mut::<COLUMN_TILES>().0.iter_mut().enumerate() {
         let first = step * DEPTH;
-        if let (true, Ok(tiles)) = (whole && first + DEPTH <= strip.len(), tiles.try_into()) {
-            let tiles: &mut [Tile<u32>; COLUMNS / ROWS] = tiles;
+        let asked = ahead.asked(lanes, ROWS);
+        if whole && first + DEPTH <= strip.len() {
             for i in 0..ROWS {
                 let [a, b] = [0, 1].map(|k| {
                     let row = strip.row(first + 2 * i + k);
-                    row[columns.start..].first_chunk::<COLUMNS>().expect("whole columns")
+                    row[column..].first_chunk::<COLUMNS>().expect("whole columns")
                 });
-                ahead.after(lanes, 1);
+                if i.is_multiple_of(4) {
+                    asked.with(i..i + 4);
+                }
                 for (tiles, (a, b)) in
                     tiles.as_chunks_mut().0.iter_mut().zip(chunks(a).iter().zip(chunks(b)))
                 {
                     let [one, other]: &mut [Tile<u32>; 2] = tiles;
                     let (a, b) = (load_whole(a), load_whole(b));
-                    store(&mut one.0[i], _mm512_permutex2var_epi16(a, even, b));
-                    store(&mut other.0[i], _mm512_permutex2var_epi16(a, odd, b));
+                    store(&mut one.0[i], even(a, b));
+                    store(&mut other.0[i], odd(a, b));
                 }
             }
             continue;
         }
+        asked.with(0..ROWS);
         for i in 0..ROWS {
-            ahead.after(lanes, 1);
             for (pair, tiles) in tiles.chunks_exact_mut(2).enumerate() {
                 let [a, b] = [0, 1].map(|k| {
                     let j = first + 2 * i + k;
                     let row = if j < strip.len() { strip.row(j) } else { &[] };
-                    load(row.get(columns.start + pair * DEPTH..).unwrap_or(&[]))
+                    load(row.get(column + pair * DEPTH..).unwrap_or(&[]))
                 });
-                store(&mut tiles[0].0[i], _mm512_permutex2var_epi16(a, even, b));
-                store(&mut tiles[1].0[i], _mm512_permutex2var_epi16(a, odd, b));
+                store(&mut tiles[0].0[i], even(a, b));
+                store(&mut tiles[1].0[i], odd(a, b));
             }
         }
     }
+}
+
+/// The upper number of each word.
+const UPPER: u32 = 0xaaaa_aaaa;
+
+/// The even numbers of two rows side by side.
+///
+/// PERF: a permutation of two vectors' words is one instruction, and two cycles of a Xeon: a line of packed
+/// values, its rows in the first-level cache, takes 2.1 cycles by those and 1.7 so; from the second-level cache
+/// as long either way, 2.8 or 3.4.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(crate) fn even(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_mask_blend_epi16(UPPER, a, _mm512_slli_epi32::<16>(b))
+}
+
+/// The odd numbers of two rows side by side.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(crate) fn odd(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_mask_blend_epi16(UPPER, _mm512_srli_epi32::<16>(a), b)
 }
 
 fn chunks(row: &[bf16; COLUMNS]) -> &[[bf16; DEPTH]] {

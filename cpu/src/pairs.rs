@@ -11,7 +11,7 @@
 
 use crate::amx::cpuid;
 use crate::lanes::{Avx512, Lanes};
-use crate::pack::load;
+use crate::pack::{even, load, odd};
 use crate::rows::Matrix;
 use crate::schedule::BLOCK;
 use crate::strip::{Strip, Wanted};
@@ -261,11 +261,7 @@ impl Pairs {
                     unsafe { _mm512_maskz_loadu_epi16(mask, rest.as_ptr().cast()) }
                 };
                 let (a, b) = (unit(a), b.map_or(_mm512_setzero_si512(), unit));
-                const ODD: u32 = 0xaaaa_aaaa;
-                pairs[u] = [
-                    _mm512_mask_blend_epi16(ODD, a, _mm512_slli_epi32::<16>(b)),
-                    _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(a), b),
-                ];
+                pairs[u] = [even(a, b), odd(a, b)];
             }
             for r in 0..R {
                 // SAFETY: the assertion has seen R rows of pairs.

@@ -139,13 +139,6 @@ impl<'a, E: Copy> Strip<'a, E> {
         self.wanted().ask(lanes, j);
     }
 
-    /// Asks for one cache line of row `j`.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    #[inline(always)]
-    pub(crate) fn prefetch_line<L: Lanes>(&self, lanes: L, j: usize, line: usize) {
-        lanes.prefetch(self.cells, self.offsets[j] + self.head + line * (64 / size_of::<E>()));
-    }
-
     /// All of its rows, to be asked for.
     #[inline(always)]
     pub(crate) fn wanted(self) -> Wanted<'a, E> {
