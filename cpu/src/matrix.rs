@@ -38,18 +38,23 @@ pub(crate) const STEPS: usize = MATRIX_BLOCK / DEPTH;
 /// Words of 64 positions in a block.
 const WORDS: usize = MATRIX_BLOCK / BLOCK;
 
-/// Rows of a cached head from which the matrix unit is faster than AVX-512, which wastes none of its work
-/// on rows of padding.
+/// Products that an element of the cache takes part in from which the matrix unit is faster than AVX-512,
+/// which wastes none of its work on rows of padding: one for each row of a cached head, and two where keys
+/// are values.
 ///
-/// PERF: one thread of a Xeon, L 8192, `q_len` 1, 4 rows, AVX-512 and here, best of 50 calls, us: GQA 2777,
-/// 3501; GTA 1997, 2488 (both before values were multiplied as they lie).
-const MATRIX_ROWS: usize = 8;
+/// PERF: one thread of a Xeon, L 8192, `q_len` 1, 4 rows, AVX-512 and here, best of 40 calls on each of three
+/// processors, us: GTA 2016, 1876, 2839 and 1782, 1744, 1792; GQA 2660, 2623, 2624 and 2760, 2593, 2809.
+const MATRIX_PRODUCTS: usize = 8;
 
 impl Shared<'_> {
     /// True if tasks of so many queries run on the matrix unit. Parts of one result must agree, so
     /// nothing but the queries may decide it.
     pub(crate) fn on_matrix(&self, queries: usize) -> bool {
-        self.steps.row_align > 1 && queries * self.geometry.group() >= MATRIX_ROWS
+        let products = match self.geometry.row() {
+            Row::Tied { .. } => 2,
+            Row::Separate { .. } => 1,
+        };
+        self.steps.row_align > 1 && queries * self.geometry.group() * products >= MATRIX_PRODUCTS
     }
 }
 
