@@ -35,6 +35,8 @@ mod pack;
 mod pairs;
 mod plan;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
+mod prepared;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod product;
 mod rows;
 mod schedule;

@@ -2,7 +2,8 @@
 //! both products to a sum, at the rate of f32 multiply-adds where a processor is made for it.
 //!
 //! Keys are used as they lie. Values are put side by side, position by position, and probabilities
-//! are rounded to bf16 once they have been summed.
+//! are rounded to bf16 once they have been summed. Where there are many rows both are prepared once
+//! for all of them ([`crate::prepared`]).
 
 #![expect(
     clippy::needless_range_loop,
@@ -12,6 +13,7 @@
 use crate::amx::cpuid;
 use crate::lanes::{Avx512, Lanes};
 use crate::pack::{even, load, odd};
+use crate::prepared::{Paired, Prepared, words};
 use crate::rows::Matrix;
 use crate::schedule::BLOCK;
 use crate::strip::{Strip, Wanted};
@@ -19,7 +21,7 @@ use half::bf16;
 use std::arch::x86_64::*;
 
 /// Elements of a vector.
-const UNIT: usize = 32;
+pub(crate) const UNIT: usize = 32;
 
 /// Query rows that share what is loaded of the cache.
 const ROWS: usize = 4;
@@ -61,8 +63,12 @@ impl Pairs {
         keys: [(Strip<'_, bf16>, usize); 2],
         scores: &mut [f32],
         wanted: [Wanted<'_, bf16>; 2],
+        prepared: &mut Prepared,
     ) {
         let scores = &mut scores.as_chunks_mut::<BLOCK>().0[..rows];
+        if Prepared::turning_pays(rows, &keys) {
+            return prepared.scores(self.0, q, keys.map(|(strip, _)| strip), scores, wanted);
+        }
         let positions = keys[0].0.len();
         let mut j = 0;
         while j + POSITIONS <= positions {
@@ -192,15 +198,28 @@ impl Pairs {
         o: &mut [f32],
         o_stride: usize,
         wanted: Wanted<'_, bf16>,
+        prepared: &mut Prepared,
     ) {
         let width = values.width();
         let tiles = width.div_ceil(2 * UNIT) * rows.div_ceil(ROWS);
         let mut tile = 0;
         for column in (0..width).step_by(2 * UNIT) {
+            let prepared = Prepared::pairing_pays(rows, &values, column)
+                .then(|| prepared.values(values, column));
             for i in (0..rows).step_by(ROWS) {
                 let from = Columns { values, column, wanted: wanted.share(tile, tiles) };
+                tile += 1;
                 let p = &p[i * BLOCK..];
                 let o = &mut o[i * o_stride + column..];
+                if let Some(prepared) = prepared {
+                    match rows - i {
+                        1 => self.accumulate_prepared::<1>(p, prepared, &from, o, o_stride),
+                        2 => self.accumulate_prepared::<2>(p, prepared, &from, o, o_stride),
+                        3 => self.accumulate_prepared::<3>(p, prepared, &from, o, o_stride),
+                        _ => self.accumulate_prepared::<ROWS>(p, prepared, &from, o, o_stride),
+                    }
+                    continue;
+                }
                 let units = if width - column > UNIT { 2 } else { 1 };
                 match (rows - i, units) {
                     (1, 2) => self.accumulate_tile::<1, 2>(p, &from, o, o_stride),
@@ -212,7 +231,6 @@ impl Pairs {
                     (3, _) => self.accumulate_tile::<3, 1>(p, &from, o, o_stride),
                     (_, _) => self.accumulate_tile::<ROWS, 1>(p, &from, o, o_stride),
                 }
-                tile += 1;
             }
         }
     }
@@ -228,15 +246,7 @@ impl Pairs {
         o_stride: usize,
     ) {
         let Columns { values, column, wanted } = *from;
-        let mut sums = [[[_mm512_setzero_ps(); 2]; U]; R];
-        for r in 0..R {
-            for u in 0..U {
-                for half in 0..2 {
-                    let at = r * o_stride + u * UNIT + half * UNIT / 2;
-                    sums[r][u][half] = self.0.load(&o[at..]);
-                }
-            }
-        }
+        let mut sums = self.load_sums::<R, U>(o, o_stride);
         let pairs = values.len().div_ceil(2);
         assert!((R - 1) * BLOCK + pairs <= p.len(), "a pair for every two positions");
         // Columns of the last unit.
@@ -263,18 +273,65 @@ impl Pairs {
                 let (a, b) = (unit(a), b.map_or(_mm512_setzero_si512(), unit));
                 pairs[u] = [even(a, b), odd(a, b)];
             }
-            for r in 0..R {
-                // SAFETY: the assertion has seen R rows of pairs.
-                let p = unsafe { *p.get_unchecked(r * BLOCK + j / 2) };
-                let p = _mm512_castps_si512(_mm512_set1_ps(p));
-                for u in 0..U {
-                    for half in 0..2 {
-                        sums[r][u][half] = dot(sums[r][u][half], p, pairs[u][half]);
-                    }
-                }
-            }
+            // SAFETY: the assertion has seen R rows of pairs.
+            sums = unsafe { add_pairs(sums, p, j / 2, pairs) };
             j += 2;
         }
+        self.store_sums(&sums, o, o_stride);
+    }
+
+    /// As [`accumulate_tile`](Self::accumulate_tile), of two units of values that are side by side already.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn accumulate_prepared<const R: usize>(
+        self,
+        p: &[f32],
+        prepared: &[Paired],
+        from: &Columns<'_>,
+        o: &mut [f32],
+        o_stride: usize,
+    ) {
+        let mut sums = self.load_sums::<R, 2>(o, o_stride);
+        let pairs = from.values.len().div_ceil(2);
+        assert!((R - 1) * BLOCK + pairs <= p.len(), "a pair for every two positions");
+        for (j, pair) in prepared[..pairs].iter().enumerate() {
+            from.wanted.ask(self.0, 2 * j);
+            from.wanted.ask(self.0, 2 * j + 1);
+            let Paired([one, one_odd, other, other_odd]) = pair;
+            let pairs = [[words(one), words(one_odd)], [words(other), words(other_odd)]];
+            // SAFETY: the assertion has seen R rows of pairs.
+            sums = unsafe { add_pairs(sums, p, j, pairs) };
+        }
+        self.store_sums(&sums, o, o_stride);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    fn load_sums<const R: usize, const U: usize>(
+        self,
+        o: &[f32],
+        o_stride: usize,
+    ) -> [[[__m512; 2]; U]; R] {
+        let mut sums = [[[_mm512_setzero_ps(); 2]; U]; R];
+        for r in 0..R {
+            for u in 0..U {
+                for half in 0..2 {
+                    let at = r * o_stride + u * UNIT + half * UNIT / 2;
+                    sums[r][u][half] = self.0.load(&o[at..]);
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    fn store_sums<const R: usize, const U: usize>(
+        self,
+        sums: &[[[__m512; 2]; U]; R],
+        o: &mut [f32],
+        o_stride: usize,
+    ) {
         for r in 0..R {
             for u in 0..U {
                 for half in 0..2 {
@@ -284,6 +341,31 @@ impl Pairs {
             }
         }
     }
+}
+
+/// Adds the products of pair `j` of positions, of R rows of `p` that are [`BLOCK`] apart.
+///
+/// # Safety
+/// `p` must reach to pair `j` of the last row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn add_pairs<const R: usize, const U: usize>(
+    mut sums: [[[__m512; 2]; U]; R],
+    p: &[f32],
+    j: usize,
+    pairs: [[__m512i; 2]; U],
+) -> [[[__m512; 2]; U]; R] {
+    for r in 0..R {
+        // SAFETY: the caller's promise.
+        let p = unsafe { *p.get_unchecked(r * BLOCK + j) };
+        let p = _mm512_castps_si512(_mm512_set1_ps(p));
+        for u in 0..U {
+            for half in 0..2 {
+                sums[r][u][half] = dot(sums[r][u][half], p, pairs[u][half]);
+            }
+        }
+    }
+    sums
 }
 
 impl Pairs {
@@ -314,7 +396,7 @@ struct Columns<'a> {
 /// Adds the products of all pairs to the sums of their lanes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+pub(crate) fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: both types are 512 bits without meaning of their own.
     let a = unsafe { std::mem::transmute::<__m512i, __m512bh>(a) };
     // SAFETY: as above.
@@ -349,7 +431,7 @@ fn add_across(v: &[__m512; 16]) -> __m512 {
 /// `row` must reach to `at + UNIT`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn unit_at(row: &[bf16], at: usize) -> __m512i {
+pub(crate) unsafe fn unit_at(row: &[bf16], at: usize) -> __m512i {
     // SAFETY: the caller's promise.
     let unit = unsafe { row.get_unchecked(at..at + UNIT) };
     // SAFETY: the slice is as long as the load.

@@ -5,6 +5,8 @@ use crate::buffer::Buffer;
 use crate::kernel::Instructions;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::matrix::MatrixScratch;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::prepared::Prepared;
 use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Schedule, Sizes, schedule};
 use crate::visibility::Visibility;
 use grouped_attention::{
@@ -56,6 +58,9 @@ pub(crate) struct Scratch {
     /// A block in f32, [`dense::Wide`](crate::dense::Wide).
     #[cfg(feature = "faer")]
     pub(crate) wide: Buffer,
+    /// Where bf16 is multiplied in pairs.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    pub(crate) prepared: Prepared,
     /// Where the matrix unit may run.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     pub(crate) matrix: Option<MatrixScratch>,
@@ -248,6 +253,8 @@ impl Scratch {
             sees: vec![0; bounds.queries * (MATRIX_BLOCK / BLOCK)].into(),
             #[cfg(feature = "faer")]
             wide: Buffer::zeroed::<f32>(crate::dense::Wide::elements(padded))?,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            prepared: Prepared::new(padded)?,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             matrix: matrix.then(|| MatrixScratch::new(padded, bounds)).transpose()?,
         })

@@ -8,6 +8,8 @@ use crate::lanes::{Job, Lanes, Unit};
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::pairs::Pairs;
 use crate::plan::Scratch;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::prepared::Prepared;
 use crate::rows::{Matrix, accumulate, accumulate_seen, finite, scores, widen_row};
 use crate::schedule::{BLOCK, Task};
 use crate::strip::{Located, Strip, Wanted};
@@ -61,6 +63,8 @@ impl<E: Unit> Job for TaskRun<'_, E> {
             q: packed,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             pairs,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            prepared: &mut scratch.prepared,
             scores: scores.as_mut_slice(),
             #[cfg(feature = "faer")]
             wide,
@@ -188,6 +192,8 @@ struct Work<'a> {
     q: &'a Buffer,
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     pairs: Option<Pairs>,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    prepared: &'a mut Prepared,
     scores: &'a mut [f32],
     #[cfg(feature = "faer")]
     wide: &'a mut [f32],
@@ -216,14 +222,24 @@ impl<'a, E: Unit> Block<'a, E> {
             let q = Matrix { cells: q, stride: padded.q_stride() };
             let keys = [(nope, 0), (rope, padded.key[0])];
             // SAFETY: `pairs` proves the features.
-            unsafe { pairs.scores(q, rows, keys, work.scores, [one, other]) }
+            unsafe { pairs.scores(q, rows, keys, work.scores, [one, other], work.prepared) }
             let p = self.weigh(lanes, rows, values.len(), work.scores, sums, [values.none(); 2]);
             if !self.add_seen(lanes, p, values, sums) {
                 // SAFETY: as above.
                 unsafe { pairs.round(rows, work.scores) }
                 let p = &*work.scores;
                 // SAFETY: as above.
-                unsafe { pairs.accumulate(p, rows, bf16_values, sums, stride, while_adding) }
+                unsafe {
+                    pairs.accumulate(
+                        p,
+                        rows,
+                        bf16_values,
+                        sums,
+                        stride,
+                        while_adding,
+                        work.prepared,
+                    );
+                }
             }
             return;
         }
