@@ -363,7 +363,6 @@ fn results_of(engine: &CpuBackend, case: &Case, index: usize) -> Vec<u64> {
     engine.download(&o).unwrap().to_f64().into_iter().map(f64::to_bits).collect()
 }
 
-// [S-3.15] [S-3.16]
 // [S-3.18]
 #[test]
 fn what_is_not_finite_stays_in_its_column() {
@@ -417,6 +416,7 @@ fn what_is_not_finite_stays_in_its_column() {
     }
 }
 
+// [S-3.15] [S-3.16]
 #[test]
 fn merges_as_the_reference() {
     fn merged<B: Backend>(backend: &B, dtype: Dtype) -> [Vec<f64>; 2] {
