@@ -8,8 +8,7 @@
 
 use half::bf16;
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch, _xgetbv, CpuidResult};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -142,7 +141,83 @@ fn permission() -> Result<(), &'static str> {
 /// Two of the addresses that are asked for with a product, see [`Asked`].
 macro_rules! ask {
     () => {
-        "prefetcht1 [{f}]\nprefetcht1 [{f} + {g}]\nlea {f}, [{f} + {g}*2]"
+        "prefetcht1 [{f}]\nprefetcht1 [{f} + {g}]\nlea {f}, [{f} + {g}*2]\n"
+    };
+}
+
+/// Four products of [`scores_2x2`], and the way to the next.
+macro_rules! products_2x2 {
+    () => {
+        concat!(
+            "tileloaddt1 tmm4, [{a0} + {s}*1]\n",
+            "tileloadd tmm6, [{b0} + {t}*1]\n",
+            "tileloadd tmm7, [{b1} + {t}*1]\n",
+            ask!(),
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloaddt1 tmm5, [{a1} + {s}*1]\n",
+            ask!(),
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "add {a0}, 64\nadd {a1}, 64\nadd {b0}, 1024\nadd {b1}, 1024\n",
+            ask!(),
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            ask!(),
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+
+/// Four products of [`scores_4x1`], and the way to the next.
+macro_rules! products_4x1 {
+    () => {
+        concat!(
+            "tileloadd tmm7, [{b} + {t}*1]\n",
+            "tileloaddt1 tmm4, [{a0} + {s}*1]\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm0, tmm4, tmm7\n",
+            "tileloaddt1 tmm5, [{a1} + {s}*1]\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm1, tmm5, tmm7\n",
+            "tileloaddt1 tmm6, [{a2} + {s}*1]\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm2, tmm6, tmm7\n",
+            "tileloaddt1 tmm4, [{a3} + {s}*1]\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm3, tmm4, tmm7\n",
+            "add {a0}, 64\nadd {a1}, 64\nadd {a2}, 64\nadd {a3}, 64\nadd {b}, 1024\n",
+        )
+    };
+}
+
+/// Four products of [`values_in_place`], of one position of each two: probabilities `$first` bytes on, which stand
+/// before their zeros, and `$second` bytes on, which stand behind them.
+macro_rules! products_in_place {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm4, [{a} + {t}*1 + ",
+            $first,
+            "]\n",
+            "tileloaddt1 tmm6, [{b} + {w}*2]\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm5, [{a} + {t}*1 + ",
+            $second,
+            "]\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm1, tmm5, tmm6\n",
+            "tileloaddt1 tmm7, [{b} + {w}*2 + 64]\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm2, tmm4, tmm7\n",
+            ask!(),
+            ask!(),
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
     };
 }
 
@@ -234,19 +309,7 @@ pub(crate) unsafe fn scores_2x2(
             "mov {a1}, [{p} + 8]",
             "mov {s}, [{p} + 32]",
             "2:",
-            "tileloaddt1 tmm4, [{a0} + {s}*1]",
-            "tileloadd tmm6, [{b0} + {t}*1]",
-            "tileloadd tmm7, [{b1} + {t}*1]",
-            ask!(),
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            ask!(),
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
-            ask!(),
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            ask!(),
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            products_2x2!(),
             "dec {n}",
             "jnz 2b",
             "3:",
@@ -257,19 +320,7 @@ pub(crate) unsafe fn scores_2x2(
             "mov {a1}, [{p} + 56]",
             "mov {s}, [{p} + 80]",
             "4:",
-            "tileloaddt1 tmm4, [{a0} + {s}*1]",
-            "tileloadd tmm6, [{b0} + {t}*1]",
-            "tileloadd tmm7, [{b1} + {t}*1]",
-            ask!(),
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            ask!(),
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
-            ask!(),
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            ask!(),
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            products_2x2!(),
             "dec {n}",
             "jnz 4b",
             "5:",
@@ -321,20 +372,7 @@ pub(crate) unsafe fn scores_4x1(
             "mov {a3}, [{p} + 24]",
             "mov {s}, [{p} + 32]",
             "2:",
-            "tileloadd tmm7, [{b} + {t}*1]",
-            "tileloaddt1 tmm4, [{a0} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm0, tmm4, tmm7",
-            "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm1, tmm5, tmm7",
-            "tileloaddt1 tmm6, [{a2} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm2, tmm6, tmm7",
-            "tileloaddt1 tmm4, [{a3} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm3, tmm4, tmm7",
-            "add {a0}, 64", "add {a1}, 64", "add {a2}, 64", "add {a3}, 64", "add {b}, 1024",
+            products_4x1!(),
             "dec {n}",
             "jnz 2b",
             "3:",
@@ -347,20 +385,7 @@ pub(crate) unsafe fn scores_4x1(
             "mov {a3}, [{p} + 72]",
             "mov {s}, [{p} + 80]",
             "4:",
-            "tileloadd tmm7, [{b} + {t}*1]",
-            "tileloaddt1 tmm4, [{a0} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm0, tmm4, tmm7",
-            "tileloaddt1 tmm5, [{a1} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm1, tmm5, tmm7",
-            "tileloaddt1 tmm6, [{a2} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm2, tmm6, tmm7",
-            "tileloaddt1 tmm4, [{a3} + {s}*1]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm3, tmm4, tmm7",
-            "add {a0}, 64", "add {a1}, 64", "add {a2}, 64", "add {a3}, 64", "add {b}, 1024",
+            products_4x1!(),
             "dec {n}",
             "jnz 4b",
             "5:",
@@ -491,31 +516,9 @@ pub(crate) unsafe fn values_in_place(
             "2:",
             "mov {b}, [{v}]",
             "add {b}, {o}",
-            "tileloadd tmm4, [{a} + {t}*1]",
-            "tileloaddt1 tmm6, [{b} + {w}*2]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{a} + {t}*1 + 1024]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm1, tmm5, tmm6",
-            "tileloaddt1 tmm7, [{b} + {w}*2 + 64]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm2, tmm4, tmm7",
-            ask!(), ask!(),
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            products_in_place!(0, 1024),
             "add {b}, {w}",
-            "tileloadd tmm4, [{a} + {t}*1 + 2048]",
-            "tileloaddt1 tmm6, [{b} + {w}*2]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{a} + {t}*1 + 3072]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm1, tmm5, tmm6",
-            "tileloaddt1 tmm7, [{b} + {w}*2 + 64]",
-            ask!(), ask!(),
-            "tdpbf16ps tmm2, tmm4, tmm7",
-            ask!(), ask!(),
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            products_in_place!(2048, 3072),
             "add {a}, 4096", "add {v}, 8",
             "dec {n}",
             "jnz 2b",
