@@ -4,9 +4,9 @@
 //! comes. The lines are asked for evenly, since a core has room for few requests and waits where
 //! there are more: in step with the work, whose unit is the product of two tiles.
 
-use crate::amx::{Asked, LINE};
+use crate::amx::Asked;
 use crate::lanes::Avx512;
-use crate::strip::Strip;
+use crate::strip::{LINE, Strip};
 use half::bf16;
 
 /// Rows to ask for.

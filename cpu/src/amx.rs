@@ -6,6 +6,7 @@
 //! rows of 32 bf16 with one of 16 *pairs* of rows of 16 columns, flushes subnormals on both sides,
 //! and adds to 16 by 16 sums in f32.
 
+use crate::strip::LINE;
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch, _xgetbv, CpuidResult};
@@ -263,9 +264,6 @@ impl Asked {
 }
 
 static NEAR: [u8; 1] = [0];
-
-/// Bytes of a cache line.
-pub(crate) const LINE: usize = 64;
 
 /// One piece of the keys of some groups of 16 positions.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! Tasks on the matrix unit: bf16 caches, sixteen rows and more.
+//! Tasks on the matrix unit: bf16 caches, rows in tiles of sixteen.
 //!
 //! ```text
 //! S^T [positions, rows] = K Q^T     K as it lies in the cache, Q^T packed once per task

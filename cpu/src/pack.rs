@@ -1,4 +1,5 @@
-//! Packing for the matrix unit: transposition of 16 by 16 words, and values in pairs of positions.
+//! Packing for products of pairs of bf16, on the matrix unit and by vectors: transposition of 16 by 16 words, and values
+//! in pairs of positions.
 
 use crate::ahead::Ahead;
 use crate::amx::{DEPTH, ROWS, Tile};
@@ -56,6 +57,14 @@ pub(crate) fn store(row: &mut [u32; 16], v: __m512i) {
     unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), v) }
 }
 
+/// A row of a tile.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn words(row: &[u32; 16]) -> __m512i {
+    // SAFETY: the array is as long as the load.
+    unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
+}
+
 /// Columns of values that are packed, and multiplied, together.
 ///
 /// Those of a block, 32 KiB, stay in the first-level cache until every row has been multiplied by them.
@@ -104,17 +113,26 @@ pub(crate) fn pack_values(
         }
         asked.with(0..ROWS);
         for i in 0..ROWS {
-            for (pair, tiles) in tiles.chunks_exact_mut(2).enumerate() {
-                let [a, b] = [0, 1].map(|k| {
-                    let j = first + 2 * i + k;
-                    let row = if j < strip.len() { strip.row(j) } else { &[] };
-                    load(row.get(column + pair * DEPTH..).unwrap_or(&[]))
-                });
-                store(&mut tiles[0].0[i], even(a, b));
-                store(&mut tiles[1].0[i], odd(a, b));
+            let [a, b] = [0, 1].map(|k| {
+                let j = first + 2 * i + k;
+                let row = if j < strip.len() { strip.row(j) } else { &[] };
+                row.get(column..).unwrap_or(&[])
+            });
+            for (tile, words) in tiles.iter_mut().zip(side_by_side(a, b)) {
+                store(&mut tile.0[i], words);
             }
         }
     }
+}
+
+/// Up to [`COLUMNS`] columns of two positions side by side, zeros behind the last: the even ones of 32, the odd ones,
+/// and those of the next 32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(crate) fn side_by_side(a: &[bf16], b: &[bf16]) -> [__m512i; COLUMN_TILES] {
+    let next = |row| <[bf16]>::get(row, DEPTH..).unwrap_or(&[]);
+    let [(a, b), (c, d)] = [(load(a), load(b)), (load(next(a)), load(next(b)))];
+    [even(a, b), odd(a, b), even(c, d), odd(c, d)]
 }
 
 /// The upper number of each word.

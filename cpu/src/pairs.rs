@@ -12,8 +12,8 @@
 
 use crate::amx::cpuid;
 use crate::lanes::{Avx512, Lanes};
-use crate::pack::{even, load, odd};
-use crate::prepared::{Paired, Prepared, words};
+use crate::pack::{even, load, odd, words};
+use crate::prepared::{Paired, Prepared};
 use crate::rows::Matrix;
 use crate::schedule::BLOCK;
 use crate::strip::{Strip, Wanted};

@@ -3,7 +3,7 @@
 
 use crate::amx::Tile;
 use crate::lanes::{Avx512, Lanes};
-use crate::pack::{even, load, odd, store, transpose};
+use crate::pack::{load, side_by_side, store, transpose, words};
 use crate::pairs::{UNIT, dot, unit_at};
 use crate::plan::{Padded, with_capacity};
 use crate::rows::Matrix;
@@ -124,16 +124,12 @@ impl Prepared {
     /// Two units of values from `column` on, zeros behind the last column and the last position.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(crate) fn values(&mut self, values: Strip<'_, bf16>, column: usize) -> &[Paired] {
-        for (j, pair) in (0..values.len()).step_by(2).zip(&mut self.values) {
-            let Paired([one, one_odd, other, other_odd]) = pair;
+        for (j, Paired(pair)) in (0..values.len()).step_by(2).zip(&mut self.values) {
             let a = &values.row(j)[column..];
             let b = if j + 1 < values.len() { &values.row(j + 1)[column..] } else { &[] };
-            let rest = |row| <[bf16]>::get(row, UNIT..).unwrap_or(&[]);
-            let (x, y) = ([load(a), load(rest(a))], [load(b), load(rest(b))]);
-            store(one, even(x[0], y[0]));
-            store(one_odd, odd(x[0], y[0]));
-            store(other, even(x[1], y[1]));
-            store(other_odd, odd(x[1], y[1]));
+            for (row, words) in pair.iter_mut().zip(side_by_side(a, b)) {
+                store(row, words);
+            }
         }
         &self.values
     }
@@ -173,12 +169,4 @@ fn score_tile(
             lanes.store(&mut row[j + vector * LANES..], sum);
         }
     }
-}
-
-/// A row of a tile.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(crate) fn words(row: &[u32; 16]) -> __m512i {
-    // SAFETY: the array is as long as the load.
-    unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
 }

@@ -11,6 +11,9 @@ use half::bf16;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use std::ops::Range;
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Some positions in one part of the cache.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Located<'a, E> {
@@ -130,7 +133,7 @@ impl<'a, E: Copy> Strip<'a, E> {
     /// Cache lines that a row takes if it begins with one.
     #[inline(always)]
     pub(crate) fn lines(&self) -> usize {
-        self.width.div_ceil(64 / size_of::<E>())
+        self.width.div_ceil(LINE / size_of::<E>())
     }
 
     /// Asks for row `j`, if there is one.
