@@ -204,7 +204,7 @@ impl<'a, E: Copy> Wanted<'a, E> {
         let Strip { cells, offsets, head, .. } = self.strip;
         if let Some(offset) = offsets.get(j) {
             for line in self.lines[0]..self.lines[1] {
-                lanes.prefetch(cells, offset + head + line * (64 / size_of::<E>()));
+                lanes.prefetch(cells, offset + head + line * (LINE / size_of::<E>()));
             }
         }
     }
