@@ -7,7 +7,7 @@ use crate::threads::Threads;
 use grouped_attention::EngineError;
 use rayon::ThreadPool;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How memory is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,39 +56,60 @@ impl Memory {
     }
 }
 
-/// Operations per second of bf16 products, on all threads of a pool together: of tiles whose operands
-/// stay in the first-level cache, or of pairs between registers where that is what the engine
-/// chooses; `None` where there is neither.
-pub fn matrix(pool: &Arc<ThreadPool>) -> Option<f64> {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    {
-        use crate::{amx::Amx, matrix, pairs::Pairs};
-        let multiply: Box<dyn Fn() -> f64 + Sync> = match Amx::detect() {
-            Ok(amx) => Box::new(move || matrix::multiply(amx, 1000)),
-            Err(_) => {
-                let pairs = Pairs::detect().filter(|_| Pairs::pay())?;
-                // SAFETY: `pairs` proves the features.
-                Box::new(move || unsafe { pairs.multiply(10_000) })
-            }
-        };
-        // The best of many samples, each shorter than a turn of the scheduler.
-        let sample = |best: &mut f64| {
-            for _ in 0..200 {
-                let start = Instant::now();
-                let operations = multiply();
-                *best = best.max(operations / start.elapsed().as_secs_f64());
-            }
-        };
-        let mut rates = vec![0.0; pool.current_num_threads()];
-        Threads::Pool(Arc::clone(pool)).each(&mut rates, sample);
-        Some(rates.iter().sum())
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    {
-        let _ = pool;
-        None
+/// Products of bf16: of tiles whose operands stay in the first-level cache, or of pairs between registers
+/// where that is what the engine chooses.
+pub struct Matrix {
+    multiply: Box<dyn Fn() -> f64 + Send + Sync>,
+    pool: Arc<ThreadPool>,
+}
+
+impl std::fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Matrix").field("pool", &self.pool).finish_non_exhaustive()
     }
 }
+
+impl Matrix {
+    /// `None` where the engine would multiply neither tiles nor pairs.
+    pub fn new(pool: Arc<ThreadPool>) -> Option<Matrix> {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            use crate::{amx::Amx, matrix, pairs::Pairs};
+            let multiply: Box<dyn Fn() -> f64 + Send + Sync> = match Amx::detect() {
+                Ok(amx) => Box::new(move || matrix::multiply(amx, 1000)),
+                Err(_) => {
+                    let pairs = Pairs::detect().filter(|_| Pairs::pay())?;
+                    // SAFETY: `pairs` proves the features.
+                    Box::new(move || unsafe { pairs.multiply(10_000) })
+                }
+            };
+            Some(Matrix { multiply, pool })
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        {
+            let _ = pool;
+            None
+        }
+    }
+
+    /// Multiplies on all threads of the pool at once, for a few milliseconds, and answers operations
+    /// per second.
+    pub fn rate(&self) -> f64 {
+        let mut rates = vec![0.0; self.pool.current_num_threads()];
+        Threads::Pool(Arc::clone(&self.pool)).each(&mut rates, |rate| {
+            let start = Instant::now();
+            let mut operations = 0.0;
+            while start.elapsed() < SAMPLE {
+                operations += (self.multiply)();
+            }
+            *rate = operations / start.elapsed().as_secs_f64();
+        });
+        rates.iter().sum()
+    }
+}
+
+/// How long [`Matrix::rate`] multiplies.
+const SAMPLE: Duration = Duration::from_millis(3);
 
 struct Sum<'a> {
     share: &'a [f32],

@@ -9,7 +9,7 @@ use grouped_attention::{
     AnyBackend, AnyCache, AnyPlan, Append, Backend, Mask, Planning, Reference, Step, Upload, Write,
 };
 use grouped_attention_benches::results::Ceilings;
-use grouped_attention_cpu::ceiling::{self, Memory, Reading};
+use grouped_attention_cpu::ceiling::{Matrix, Memory, Reading, multiply_adds};
 use grouped_attention_cpu::{CpuBackend, Kernel};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// Rows appended at a time.
 const CHUNK: usize = 4096;
-/// Reads of memory before the first workload, in each way.
+/// Samples of the machine's rates before the first workload, and at most so many among a run's calls.
 const READS: usize = 5;
 /// Shortest sample: several calls are timed together where one is faster than clocks are good for.
 const SAMPLE_SECONDS: f64 = 100e-6;
@@ -26,7 +26,22 @@ pub(crate) struct Host {
     engine: AnyBackend,
     pool: Arc<ThreadPool>,
     memory: Memory,
-    matrix: f64,
+    arithmetic: Arithmetic,
+}
+
+/// What the engine multiplies with.
+enum Arithmetic {
+    Matrix(Matrix),
+    /// FLOP/s of multiply-adds, measured once: a sample takes longer than most calls.
+    MultiplyAdds(f64),
+}
+
+/// Rates of the machine, sample by sample.
+#[derive(Default)]
+struct Samples {
+    plain: Vec<f64>,
+    prefetching: Vec<f64>,
+    matrix: Vec<f64>,
 }
 
 impl Host {
@@ -43,20 +58,33 @@ impl Host {
             Box::new(builder.build()?)
         };
         let memory = Memory::new(Arc::clone(&pool))?;
-        let matrix = match ceiling::matrix(&pool) {
-            Some(rate) => rate,
-            None => ceiling::multiply_adds(&pool)?,
+        let arithmetic = match Matrix::new(Arc::clone(&pool)) {
+            Some(matrix) => Arithmetic::Matrix(matrix),
+            None => Arithmetic::MultiplyAdds(multiply_adds(&pool)?),
         };
-        Ok(Host { engine, pool, memory, matrix })
+        Ok(Host { engine, pool, memory, arithmetic })
     }
 
-    fn rates(&self, plain: &[f64], prefetching: &[f64]) -> Ceilings {
+    fn sample(&self, samples: &mut Samples, reading: bool) {
+        if reading {
+            samples.plain.push(self.memory.read(Reading::Plain));
+            samples.prefetching.push(self.memory.read(Reading::Prefetching));
+        }
+        samples.matrix.push(match &self.arithmetic {
+            Arithmetic::Matrix(matrix) => matrix.rate(),
+            Arithmetic::MultiplyAdds(rate) => *rate,
+        });
+    }
+}
+
+impl Samples {
+    fn rates(&self) -> Ceilings {
         let rate = |samples: &[f64]| (!samples.is_empty()).then(|| median(samples));
         Ceilings {
-            read: rate(plain),
-            read_prefetched: rate(prefetching),
+            read: rate(&self.plain),
+            read_prefetched: rate(&self.prefetching),
             copy: None,
-            matrix: Some(self.matrix),
+            matrix: rate(&self.matrix),
         }
     }
 }
@@ -89,7 +117,7 @@ impl Rig for Host {
         stage.attend(0)?;
         let once = start.elapsed().as_secs_f64();
         let calls = (SAMPLE_SECONDS / once).ceil().max(1.0) as usize;
-        let (mut plain, mut prefetching, mut next) = (Vec::new(), Vec::new(), 1);
+        let (mut samples, mut next) = (Samples::default(), 1);
         let mut runs = Vec::new();
         for _ in 0..options.runs.get() {
             let mut times = Vec::new();
@@ -102,19 +130,19 @@ impl Rig for Host {
                 times.push(start.elapsed().as_secs_f64() / calls as f64);
                 // The machine's rates change from one moment to the next, so they are read in
                 // between.
-                if options.cold > 0 && sample % options.repeats.get().div_ceil(READS) == 0 {
-                    plain.push(self.memory.read(Reading::Plain));
-                    prefetching.push(self.memory.read(Reading::Prefetching));
+                if sample % options.repeats.get().div_ceil(READS) == 0 {
+                    self.sample(&mut samples, options.cold > 0);
                 }
             }
             runs.push(times);
         }
-        Ok(Measured { runs, ceilings: self.rates(&plain, &prefetching) })
+        Ok(Measured { runs, ceilings: samples.rates() })
     }
 
     fn ceilings(&self) -> Outcome<Ceilings> {
-        let read = |reading| (0..READS).map(|_| self.memory.read(reading)).collect::<Vec<_>>();
-        Ok(self.rates(&read(Reading::Plain), &read(Reading::Prefetching)))
+        let mut samples = Samples::default();
+        (0..READS).for_each(|_| self.sample(&mut samples, true));
+        Ok(samples.rates())
     }
 
     fn kernel(&self, _plan: &AnyPlan) -> String {
