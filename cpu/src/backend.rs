@@ -53,15 +53,16 @@ impl CpuBackend {
         })
     }
 
-    /// An engine that runs on this pool.
+    /// An engine that runs on this pool, otherwise as [`new`](Self::new).
     pub fn with_pool(pool: Arc<ThreadPool>) -> CpuBackend {
         CpuBackend { threads: Threads::Pool(pool), ..CpuBackend::new() }
     }
 
-    /// An engine with a pool of its own, of `threads` threads; 0 means one per core.
+    /// An engine with a pool of its own, of `threads` threads; 0 means one per core. Otherwise as
+    /// [`builder`](Self::builder).
     ///
     /// # Errors
-    /// The machine refuses the threads.
+    /// The machine refuses the threads; the environment names a kernel that cannot run.
     pub fn with_threads(threads: usize) -> Result<CpuBackend, EngineError> {
         CpuBackend::builder().threads(threads).build()
     }
@@ -109,8 +110,8 @@ impl CpuBackendBuilder {
     /// The engine.
     ///
     /// # Errors
-    /// A kernel that this machine cannot run, also where `GROUPED_ATTENTION_CPU_KERNEL` names it;
-    /// threads that it refuses.
+    /// A kernel that this machine cannot run, also where none was chosen and
+    /// `GROUPED_ATTENTION_CPU_KERNEL` names it; threads that it refuses.
     pub fn build(self) -> Result<CpuBackend, EngineError> {
         let unavailable = |reason| EngineError::Unavailable { engine: "cpu", reason };
         let (kernel, instructions) = choose(self.kernel).map_err(unavailable)?;

@@ -89,9 +89,7 @@ impl Buffer {
         let bytes = elements.saturating_mul(size_of::<E>());
         let out_of_memory = EngineError::OutOfMemory { bytes };
         if bytes == 0 {
-            // Any aligned address is right for no bytes.
-            let start = NonNull::<Line>::dangling().cast();
-            return Ok(Buffer { start, bytes, owned: None });
+            return Ok(Buffer::empty());
         }
         let Ok(layout) = Layout::from_size_align(bytes, ALIGN) else {
             return Err(out_of_memory);
@@ -100,6 +98,11 @@ impl Buffer {
         let start = unsafe { alloc_zeroed(layout) };
         let start = NonNull::new(start).ok_or(out_of_memory)?;
         Ok(Buffer { start, bytes, owned: Some(layout) })
+    }
+
+    /// No bytes, for which any aligned address is right.
+    pub(crate) fn empty() -> Buffer {
+        Buffer { start: NonNull::<Line>::dangling().cast(), bytes: 0, owned: None }
     }
 
     /// The caller's memory.

@@ -89,7 +89,11 @@ impl CpuCache {
             let last = layout.pages().saturating_sub(1) * strides.page
                 + (layout.page_size() - 1) * strides.token
                 + (heads - 1) * strides.head;
-            let elements = if layout.pages() == 0 || width == 0 { 0 } else { last + width };
+            if layout.pages() == 0 || width == 0 {
+                // Nothing is read, so the caller's address may be any.
+                return Part { buffer: Buffer::empty(), heads, width, strides };
+            }
+            let elements = last + width;
             let buffer = match layout.dtype() {
                 // SAFETY: what `Buffer::foreign` asks is what the caller promised.
                 Dtype::F32 => unsafe { Buffer::foreign::<f32>(data.cast(), elements) },

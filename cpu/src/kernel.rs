@@ -15,6 +15,7 @@ use crate::{
     pairs::Pairs,
 };
 use grouped_attention::Dtype;
+use std::ffi::OsString;
 use std::fmt;
 use std::str::FromStr;
 
@@ -250,20 +251,25 @@ impl FromStr for Kernel {
     }
 }
 
-/// Chooses: `forced`, or what the environment names, or the fastest that the machine has.
-pub(crate) fn choose(forced: Option<Kernel>) -> Result<(Kernel, Instructions), String> {
-    let named = match std::env::var(VARIABLE) {
-        Ok(name) if !name.is_empty() => {
-            Some(name.parse().map_err(|error| format!("{VARIABLE}: {error}"))?)
-        }
-        _ => None,
+/// Chooses: `given`, or what the environment names, or the fastest that the machine has.
+pub(crate) fn choose(given: Option<Kernel>) -> Result<(Kernel, Instructions), String> {
+    let forced = match given {
+        Some(kernel) => Some(kernel),
+        None => named(std::env::var_os(VARIABLE))?,
     };
-    let (kernel, instructions) = match forced.or(named) {
+    let (kernel, instructions) = match forced {
         Some(kernel) => (kernel, kernel.detect()?),
         None => best(),
     };
-    tracing::info!(%kernel, forced = forced.or(named).is_some(), "cpu kernel chosen");
+    tracing::info!(%kernel, forced = forced.is_some(), "cpu kernel chosen");
     Ok((kernel, instructions))
+}
+
+/// The kernel that the environment's variable names, if it is set and not empty.
+fn named(variable: Option<OsString>) -> Result<Option<Kernel>, String> {
+    let Some(name) = variable.filter(|name| !name.is_empty()) else { return Ok(None) };
+    let kernel = name.to_string_lossy().parse().map_err(|error| format!("{VARIABLE}: {error}"))?;
+    Ok(Some(kernel))
 }
 
 /// The fastest kernel of the machine.
@@ -271,4 +277,25 @@ pub(crate) fn best() -> (Kernel, Instructions) {
     let found = |kernel: Kernel| Some((kernel, kernel.detect().ok()?));
     let best = Kernel::ALL.into_iter().rev().filter(|kernel| kernel.pays()).find_map(found);
     best.unwrap_or((Kernel::Portable, Instructions::Portable(Portable)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_names_a_kernel_or_nothing() {
+        assert_eq!(named(None), Ok(None));
+        assert_eq!(named(Some(OsString::new())), Ok(None));
+        assert_eq!(named(Some("avx2".into())), Ok(Some(Kernel::Avx2)));
+        let error = named(Some("amxx".into())).unwrap_err();
+        assert!(error.starts_with(VARIABLE) && error.contains("\"amxx\""), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_name_that_is_no_text_is_an_error() {
+        use std::os::unix::ffi::OsStringExt;
+        assert!(named(Some(OsString::from_vec(vec![0xff]))).is_err());
+    }
 }

@@ -10,8 +10,8 @@ use crate::prepared::Prepared;
 use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Schedule, Sizes, schedule};
 use crate::visibility::Visibility;
 use grouped_attention::{
-    EngineError, Extent, PageId, PlanInfo, Planned, Planning, Problem, Row, Span, Step, Update,
-    Write,
+    EngineError, Extent, PageId, PlanInfo, Planned, Planning, Problem, Rope, Row, Span, Step,
+    Update, Write,
 };
 
 /// The plan of one step, for all layers that share it.
@@ -30,6 +30,9 @@ struct StepCopy {
     spans: Vec<Span>,
     page_ids: Vec<PageId>,
     writes: Vec<Write>,
+    /// Cosine and sine of the angles that each write's row is turned by, `[writes, r / 2]`: for all
+    /// layers once.
+    turns: Vec<(f64, f64)>,
     mask: Visibility,
 }
 
@@ -120,7 +123,7 @@ impl CpuPlan {
         let capacity = *planned.capacity();
         let bounds = sizes.bounds(&capacity);
         let mut plan = CpuPlan {
-            step: StepCopy::with_capacity(&capacity, planned.page_size())?,
+            step: StepCopy::with_capacity(&capacity, planned.page_size(), call.problem.rope())?,
             sizes,
             schedule: Schedule {
                 tasks: with_capacity(bounds.tasks)?,
@@ -141,12 +144,16 @@ impl CpuPlan {
     }
 
     fn write(&mut self, step: &Step) {
-        self.step.write(step);
+        self.step.write(step, self.planned.problem().rope());
         schedule(&self.sizes, &self.step.spans, &self.step.mask, &mut self.schedule);
     }
 
     pub(crate) fn writes(&self) -> &[Write] {
         &self.step.writes
+    }
+
+    pub(crate) fn turns(&self) -> &[(f64, f64)] {
+        &self.step.turns
     }
 
     /// The parts that attending reads, and the workspace that it writes.
@@ -200,26 +207,36 @@ pub(crate) fn with_capacity<T>(capacity: usize) -> Result<Vec<T>, EngineError> {
 }
 
 impl StepCopy {
-    fn with_capacity(capacity: &Extent, page_size: usize) -> Result<StepCopy, EngineError> {
+    fn with_capacity(
+        capacity: &Extent,
+        page_size: usize,
+        rope: Option<&Rope>,
+    ) -> Result<StepCopy, EngineError> {
         // A step has at most i32::MAX table entries, and memory is only taken by those written.
         let pages = capacity.max_kv_len.div_ceil(page_size);
         let entries = capacity.sequences.saturating_mul(pages).min(i32::MAX as usize);
+        let pairs = rope.map_or(0, |rope| rope.width() / 2);
         Ok(StepCopy {
             spans: with_capacity(capacity.sequences)?,
             page_ids: with_capacity(entries)?,
             writes: with_capacity(capacity.writes)?,
-            mask: Visibility::with_parents(with_capacity(capacity.total_q)?),
+            turns: with_capacity(capacity.writes.saturating_mul(pairs))?,
+            mask: Visibility::with_paths(with_capacity(capacity.total_q)?),
         })
     }
 
-    fn write(&mut self, step: &Step) {
+    fn write(&mut self, step: &Step, rope: Option<&Rope>) {
         self.spans.clear();
         self.spans.extend_from_slice(step.spans());
         self.page_ids.clear();
         self.page_ids.extend_from_slice(step.page_ids());
         self.writes.clear();
         self.writes.extend_from_slice(step.writes());
-        self.mask.write(step.mask());
+        self.turns.clear();
+        if let Some(rope) = rope {
+            self.turns.extend(step.writes().iter().flat_map(|write| rope.cos_sin(write.position)));
+        }
+        self.mask.write(step.mask(), step.spans());
     }
 }
 

@@ -307,10 +307,10 @@ mod tests {
     }
 
     fn planned(sizes: &Sizes, lens: &[(usize, usize)], mask: &Mask) -> Schedule {
-        let mut visibility = Visibility::default();
-        visibility.write(mask);
+        let (mut visibility, spans) = (Visibility::default(), spans(lens));
+        visibility.write(mask, &spans);
         let mut out = Schedule::default();
-        schedule(sizes, &spans(lens), &visibility, &mut out);
+        schedule(sizes, &spans, &visibility, &mut out);
         out
     }
 

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps says so by failing")]
 
 use grouped_attention::{
-    Attend, Backend, CacheLayout, Dtype, Geometry, Mask, MaskKind, PageId, Planning, Problem,
-    Sequence, Step, Update,
+    Append, Attend, Backend, CacheLayout, Dtype, Geometry, Mask, MaskKind, PageId, Planning,
+    Problem, Rope, RopeScaling, RopeStyle, Row, Sequence, Step, Update,
 };
 use grouped_attention_cpu::CpuBackend;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -46,7 +46,7 @@ fn allocations(work: impl FnOnce()) -> usize {
 
 // One test, so that no other thread allocates meanwhile.
 #[test]
-fn attend_and_update_allocate_nothing() {
+fn a_step_allocates_nothing() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     // A call from outside a pool is handed over through rayon's queue, which allocates a block for
     // every 63 such calls; from inside there is no queue.
@@ -62,21 +62,36 @@ fn attend_and_update_allocate_nothing() {
 }
 
 fn check(engine: &CpuBackend, geometry: Geometry, dtype: Dtype) {
-    let problem = Problem::new(geometry, dtype, 0.1).unwrap();
-    let pages: Vec<PageId> = (0..64).map(PageId).collect();
-    let sequence = |q_len, kv_len| Sequence { q_len, kv_len, pages: &pages };
-    let sequences = [sequence(4, 4000), sequence(1, 70), sequence(0, 0), sequence(40, 100)];
+    let (turned, shapes) = match geometry.row() {
+        Row::Separate { heads, d_k, d_v } => (d_k, [vec![heads, d_k], vec![heads, d_v]]),
+        Row::Tied { heads, s, r, .. } => (r, [vec![heads, s], vec![r]]),
+    };
+    let rope = Rope::new(RopeStyle::HalfSplit, turned, 1e4, RopeScaling::None).unwrap();
+    let problem = Problem::new(geometry, dtype, 0.1).unwrap().rotating(rope).unwrap();
+    // Pages apart, so that every sequence may append its queries' rows.
+    let pages: Vec<PageId> = (0..67).map(PageId).collect();
+    let sequence = |q_len, kv_len, first: usize| Sequence { q_len, kv_len, pages: &pages[first..] };
+    let sequences =
+        [sequence(4, 4000, 0), sequence(1, 70, 63), sequence(0, 0, 0), sequence(40, 100, 65)];
     let tree: Vec<i32> = (0..4).chain([0]).chain(0..40).map(|t| t - 1).collect();
     let tree = Mask::new(MaskKind::Tree(&tree), [4, 1, 0, 40]).unwrap();
-    let steps = [Mask::Causal, tree].map(|mask| Step::new(64, &sequences, mask).unwrap());
-    let cache = engine.create_cache(CacheLayout::new(geometry, dtype, 64, 64).unwrap()).unwrap();
+    let steps = [Mask::Causal, tree]
+        .map(|mask| Step::new(64, &sequences, mask).unwrap().appending().unwrap());
+    let layout = CacheLayout::new(geometry, dtype, 64, pages.len()).unwrap();
+    let mut cache = engine.create_cache(layout).unwrap();
     let rows = steps[0].total_q();
-    let q = engine.allocate(dtype, &[rows, geometry.h_q(), geometry.width_k()]).unwrap();
-    let mut o = engine.allocate(dtype, &[rows, geometry.h_q(), geometry.width_v()]).unwrap();
+    let tensor = |shape: &[usize]| engine.allocate(dtype, &[&[rows], shape].concat()).unwrap();
+    let [first, second] = shapes.map(|shape| tensor(&shape));
+    let q = tensor(&[geometry.h_q(), geometry.width_k()]);
+    let mut o = tensor(&[geometry.h_q(), geometry.width_v()]);
     let mut plan = engine.plan(Planning::new(&problem, &steps[0])).unwrap();
     for step in steps.iter().chain(&steps) {
         let updating = allocations(|| {
             engine.update(Update::new(&mut plan, step).unwrap()).unwrap();
+        });
+        let appending = allocations(|| {
+            let append = Append::rotating(&plan, &mut cache, &first, Some(&second)).unwrap();
+            engine.append(append).unwrap();
         });
         let attend = |plan: &mut _, o: &mut _| {
             engine.attend(Attend::new(plan, &q, &cache, o, None).unwrap()).unwrap();
@@ -85,7 +100,7 @@ fn check(engine: &CpuBackend, geometry: Geometry, dtype: Dtype) {
         // that is; what a call allocates itself, it allocates in every round.
         let rounds = (0..8).map(|_| allocations(|| attend(&mut plan, &mut o)));
         let attending = rounds.min().unwrap();
-        // The record of the step is a copy of the problem, whose rope may have tables: none here.
-        assert_eq!((updating, attending), (0, 0), "{engine:?} {geometry} {dtype}");
+        let all = (updating, appending, attending);
+        assert_eq!(all, (0, 0, 0), "{engine:?} {geometry} {dtype}");
     }
 }

@@ -422,9 +422,9 @@ fn what_is_not_finite_stays_in_its_column() {
 // [S-3.15] [S-3.16]
 #[test]
 fn merges_as_the_reference() {
-    fn merged<B: Backend>(backend: &B, dtype: Dtype) -> [Vec<f64>; 2] {
+    fn merged<B: Backend>(backend: &B, dtype: Dtype, width: usize) -> [Vec<f64>; 2] {
         let mut random = Random(5);
-        let shape = [3, 2, 300];
+        let shape = [3, 2, width];
         let mut o = put(backend, &random.tensor(dtype, &shape));
         let other_o = put(backend, &random.tensor(dtype, &shape));
         let empty = f64::NEG_INFINITY;
@@ -435,8 +435,11 @@ fn merges_as_the_reference() {
         backend.merge(Merge::new(&mut o, &mut lse, &other_o, &other_lse).unwrap()).unwrap();
         [o, lse].map(|tensor| backend.download(&tensor).unwrap().to_f64())
     }
-    for dtype in Dtype::ALL {
-        assert_eq!(merged(&CpuBackend::new(), dtype), merged(&Reference::new(), dtype));
+    for (dtype, width) in Dtype::ALL.into_iter().flat_map(|dtype| [(dtype, 300), (dtype, 0)]) {
+        assert_eq!(
+            merged(&CpuBackend::new(), dtype, width),
+            merged(&Reference::new(), dtype, width)
+        );
     }
 }
 
@@ -524,6 +527,29 @@ fn foreign_caches_are_read_and_written_in_place() {
             assert_eq!(row.contains(&sentinel), !written.contains(&token), "{kernel}");
         }
     }
+}
+
+/// What is not read may lie anywhere, even where no number can. [S-2.10]
+#[test]
+fn a_rope_key_of_no_width_has_no_address() {
+    let geometry = Geometry::tied(4, 1, 16, 16, 0).unwrap();
+    let problem = Problem::new(geometry, Dtype::F32, 0.25).unwrap();
+    let layout = CacheLayout::new(geometry, Dtype::F32, 4, 1).unwrap();
+    let mut cells = [1.0_f32; 64];
+    let start = NonNull::from(&mut cells).cast::<u8>();
+    let strides = Strides { page: 64, token: 16, head: 16 };
+    let nowhere = (NonNull::<u8>::dangling(), Strides { page: 0, token: 0, head: 0 });
+    // SAFETY: 4 rows of 16 elements are the whole array, which is not touched while the cache lives;
+    // the second part has no elements.
+    let cache = unsafe { CpuCache::from_raw_parts(layout, (start, strides), nowhere) };
+    let sequence = Sequence { q_len: 1, kv_len: 4, pages: &[PageId(0)] };
+    let step = Step::new(4, &[sequence], Mask::Causal).unwrap();
+    let engine = CpuBackend::new();
+    let q = put(&engine, &HostTensor::from_f64(Dtype::F32, &[1, 4, 16], &[1.0; 64]).unwrap());
+    let mut o = engine.allocate(Dtype::F32, &[1, 4, 16]).unwrap();
+    let mut plan = engine.plan(Planning::new(&problem, &step)).unwrap();
+    engine.attend(Attend::new(&mut plan, &q, &cache, &mut o, None).unwrap()).unwrap();
+    assert_eq!(engine.download(&o).unwrap().to_f64(), [1.0; 64]);
 }
 
 #[test]

@@ -175,15 +175,21 @@ impl Resident {
         }
         self.put_writes(step, rope);
         self.put_page_table(step);
-        self.copy(stream, 0..layout.tree.start)?;
-        if mask == MaskCode::Tree {
+        let tree = if mask == MaskCode::Tree {
             self.put_tree(step);
-            let used = step.total_q() * layout.tree_words * 4;
-            self.copy(stream, layout.tree.start..layout.tree.start + used)?;
-        }
-        let used = step.spans().len() * layout.max_pages * 4;
-        self.copy(stream, layout.page_table.start..layout.page_table.start + used)?;
-        self.copied.record(stream)
+            step.total_q() * layout.tree_words * 4
+        } else {
+            0
+        };
+        let pages = step.spans().len() * layout.max_pages * 4;
+        let copied = self
+            .copy(stream, 0..layout.tree.start)
+            .and_then(|()| self.copy(stream, layout.tree.start..layout.tree.start + tree))
+            .and_then(|()| {
+                self.copy(stream, layout.page_table.start..layout.page_table.start + pages)
+            });
+        // Also where one of them failed: those before it still read the staging memory.
+        copied.and(self.copied.record(stream))
     }
 
     fn put<T: Plain>(&mut self, section: &Range<usize>, values: &[T]) {
@@ -213,7 +219,7 @@ impl Resident {
             self.put_at(&layout.writes, index, &[cell]);
             if let Some(rope) = rope {
                 let turn = |(cos, sin): (f64, f64)| Turn { cos: cos as f32, sin: sin as f32 };
-                let turns: Vec<Turn> = rope.cos_sin(write.position).into_iter().map(turn).collect();
+                let turns: Vec<Turn> = rope.cos_sin(write.position).map(turn).collect();
                 self.put_at(&layout.turns, index * turns.len(), &turns);
             }
         }
@@ -223,11 +229,12 @@ impl Resident {
     /// draft is seen by all, so causal is the chain and full is every bit.
     fn put_tree(&mut self, step: &Step) {
         let (tree, words) = (self.layout.tree.clone(), self.layout.tree_words);
+        let mut rows = Vec::new();
         for span in step.spans() {
-            for t in 0..span.q_len {
-                let row = tree_row(step.mask(), span.q_start, t, words);
-                self.put_at(&tree, (span.q_start + t) * words, &row);
-            }
+            rows.clear();
+            rows.resize(span.q_len * words, 0);
+            write_tree(&mut rows, step.mask(), span.q_start, words);
+            self.put_at(&tree, span.q_start * words, &rows);
         }
     }
 
@@ -254,15 +261,25 @@ impl Drop for Resident {
     }
 }
 
-fn tree_row(mask: &Mask, draft: usize, t: usize, words: usize) -> Vec<u32> {
-    let mut row = vec![0_u32; words];
-    let mut see = |d: usize| row[d / TREE_WORD_BITS] |= 1 << (d % TREE_WORD_BITS);
-    match mask {
-        Mask::Tree(tree) => tree.path(draft, t).for_each(see),
-        Mask::Causal => (0..=t).for_each(see),
-        Mask::Full => (0..words * TREE_WORD_BITS).for_each(&mut see),
+/// A draft's words, `[q_len, words]`, which are 0 before. Parents come before their children, so a row
+/// is its parent's and one bit more.
+fn write_tree(rows: &mut [u32], mask: &Mask, draft: usize, words: usize) {
+    for t in 0..rows.len().checked_div(words).unwrap_or(0) {
+        let (before, row) = rows.split_at_mut(t * words);
+        let row = &mut row[..words];
+        let seen = match mask {
+            Mask::Full => {
+                row.fill(u32::MAX);
+                continue;
+            }
+            Mask::Tree(tree) => usize::try_from(tree.parents()[draft + t]).ok(),
+            Mask::Causal => t.checked_sub(1),
+        };
+        if let Some(parent) = seen {
+            row.copy_from_slice(&before[parent * words..][..words]);
+        }
+        row[t / TREE_WORD_BITS] |= 1 << (t % TREE_WORD_BITS);
     }
-    row
 }
 
 #[cfg(test)]
@@ -331,8 +348,10 @@ mod tests {
             let kv_len = (q_len as isize + extra).max(0) as usize;
             prop_assume!(!matches!(kind, MaskKind::Tree(_)) || kv_len >= q_len);
             let mask = Mask::new(kind, [q_len]).unwrap();
-            for t in 0..q_len {
-                let row = tree_row(&mask, 0, t, q_len.div_ceil(TREE_WORD_BITS));
+            let words = q_len.div_ceil(TREE_WORD_BITS);
+            let mut rows = vec![0; q_len * words];
+            write_tree(&mut rows, &mask, 0, words);
+            for (t, row) in rows.chunks_exact(words).enumerate() {
                 for j in 0..kv_len {
                     let draft = (j + q_len).checked_sub(kv_len);
                     let sees = draft.is_none_or(|d| {

@@ -178,15 +178,16 @@ impl<'a, B: Backend> Append<'a, B> {
         let (rows, dtype) = (planned.write_rows(), planned.problem().dtype());
         let geometry = planned.problem().geometry();
         let heads = geometry.heads();
-        let (first_name, first_tail, second_name, second_tail) = match geometry.row() {
-            Row::Separate { d_k, d_v, .. } => ("key", [heads, d_k], "value", vec![heads, d_v]),
-            Row::Tied { s, r, .. } => ("state", [heads, s], "rope", vec![r]),
+        let tails: [(_, &[usize]); 2] = match geometry.row() {
+            Row::Separate { d_k, d_v, .. } => [("key", &[heads, d_k]), ("value", &[heads, d_v])],
+            Row::Tied { s, r, .. } => [("state", &[heads, s]), ("rope", &[r])],
         };
-        check_tensor(first_name, first, dtype, rows, &first_tail)?;
+        let [(first_name, first_tail), (second_name, second_tail)] = tails;
+        check_tensor(first_name, first, dtype, rows, first_tail)?;
         match second {
             None if second_tail == [0] => {}
             None => return Err(InvalidCall::Missing { tensor: second_name }),
-            Some(second) => check_tensor(second_name, second, dtype, rows, &second_tail)?,
+            Some(second) => check_tensor(second_name, second, dtype, rows, second_tail)?,
         }
         Ok(Append { plan, cache, first, second, rotating: false })
     }

@@ -1,16 +1,19 @@
 //! Errors, gathered: what callers got wrong, and what an engine could not do.
 
 use crate::call::InvalidCall;
+use crate::dtype::UnknownDtype;
 use crate::geometry::InvalidGeometry;
 use crate::layout::InvalidLayout;
 use crate::mask::InvalidMask;
+use crate::norm::InvalidNorm;
 use crate::pages::PageError;
 use crate::problem::{InvalidProblem, Unsupported};
 use crate::rope::InvalidRope;
+use crate::sharding::InvalidSharding;
 use crate::step::InvalidStep;
 use crate::tensor::InvalidTensor;
 
-/// Any error of this crate or of an engine.
+/// Any error of this crate, but for those of layers and their files, or of an engine.
 ///
 /// Everything but [`Error::Engine`] is found before an engine is asked, so all engines refuse the
 /// same input in the same words.
@@ -20,6 +23,9 @@ pub enum Error {
     /// No geometry has these numbers.
     #[error(transparent)]
     Geometry(#[from] InvalidGeometry),
+    /// No format has this name.
+    #[error(transparent)]
+    Dtype(#[from] UnknownDtype),
     /// No problem has these numbers.
     #[error(transparent)]
     Problem(#[from] InvalidProblem),
@@ -32,6 +38,12 @@ pub enum Error {
     /// No rope has these numbers.
     #[error(transparent)]
     Rope(#[from] InvalidRope),
+    /// No norm has these numbers.
+    #[error(transparent)]
+    Norm(#[from] InvalidNorm),
+    /// The heads cannot be shared out like this.
+    #[error(transparent)]
+    Sharding(#[from] InvalidSharding),
     /// Not a mask over these queries.
     #[error(transparent)]
     Mask(#[from] InvalidMask),
@@ -47,6 +59,12 @@ pub enum Error {
     /// An engine could not do what is legal to ask.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+impl From<Unsupported> for Error {
+    fn from(unsupported: Unsupported) -> Error {
+        Error::Engine(unsupported.into())
+    }
 }
 
 /// What only an engine can know.

@@ -58,6 +58,16 @@ impl Tree {
         self.path(draft, t).count()
     }
 
+    /// [`depth`](Self::depth) of every token of a draft, in one pass: parents come before their
+    /// children.
+    pub(crate) fn depths(&self, draft: usize, q_len: usize) -> Vec<usize> {
+        let mut depths: Vec<usize> = Vec::with_capacity(q_len);
+        for &parent in &self.parents[draft..draft + q_len] {
+            depths.push(usize::try_from(parent).map_or(1, |parent| depths[parent] + 1));
+        }
+        depths
+    }
+
     /// `t` and its ancestors, from the token up to its root, local to the draft.
     ///
     /// # Panics
@@ -192,6 +202,7 @@ mod tests {
         assert!(mask.sees(2, 3, 3, 2, 1) && !mask.sees(2, 3, 3, 2, 0));
         let Mask::Tree(tree) = mask else { panic!("not a tree") };
         assert_eq!((tree.depth(2, 0), tree.depth(2, 2)), (1, 2));
+        assert_eq!((tree.depths(0, 2), tree.depths(2, 3)), (vec![1, 2], vec![1, 1, 2]));
         assert_eq!(tree.parents(), [-1, 0, -1, -1, 1]);
         assert_eq!(tree.path(2, 2).collect::<Vec<_>>(), [2, 1]);
     }

@@ -375,7 +375,8 @@ impl PageTables {
     }
 
     /// A step in which the last `q_len` tokens of each listed sequence are queries, and their rows
-    /// are the ones to append: positions `len - q_len .. len`.
+    /// are the ones to append: positions `len - q_len .. len`. One that only reads is
+    /// [`reading_step`](Self::reading_step).
     ///
     /// # Errors
     /// An unknown sequence, one listed twice with queries, more queries than tokens, writes into a
@@ -400,9 +401,43 @@ impl PageTables {
             }
             sequences.push(Sequence { q_len, kv_len: table.len, pages: &table.pages });
         }
-        let mask =
-            Mask::new(mask, queries.iter().map(|&(_, q_len)| q_len)).map_err(InvalidStep::from)?;
-        Ok(Step::new(self.page_size, &sequences, mask)?.appending()?)
+        Ok(self.attending(&sequences, mask)?.appending()?)
+    }
+
+    /// A step in which `q_len` queries of each listed sequence attend to its tokens and no rows are
+    /// appended. Pages may be shared, and under [`MaskKind::Full`] there may be more queries than
+    /// tokens: those of all requests that share a prefix attend to it at once.
+    ///
+    /// ```
+    /// # use grouped_attention::{MaskKind, PageTables};
+    /// let mut tables = PageTables::new(16, 4)?;
+    /// let prefix = tables.insert();
+    /// tables.extend(prefix, 32)?;
+    /// let step = tables.reading_step(&[(prefix, 40)], MaskKind::Full)?;
+    /// assert_eq!((step.total_q(), step.spans()[0].kv_len, step.writes().len()), (40, 32, 0));
+    /// # Ok::<(), grouped_attention::PageError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// An unknown sequence, what [`Mask::new`] and [`Step::new`] reject.
+    pub fn reading_step(
+        &self,
+        queries: &[(SequenceId, usize)],
+        mask: MaskKind<'_>,
+    ) -> Result<Step, PageError> {
+        let sequence = |&(id, q_len): &(SequenceId, usize)| {
+            let table = self.table(id)?;
+            Ok(Sequence { q_len, kv_len: table.len, pages: &table.pages })
+        };
+        let sequences: Vec<Sequence<'_>> =
+            queries.iter().map(sequence).collect::<Result<_, PageError>>()?;
+        self.attending(&sequences, mask)
+    }
+
+    fn attending(&self, sequences: &[Sequence<'_>], mask: MaskKind<'_>) -> Result<Step, PageError> {
+        let q_lens = sequences.iter().map(|sequence| sequence.q_len);
+        let mask = Mask::new(mask, q_lens).map_err(InvalidStep::from)?;
+        Ok(Step::new(self.page_size, sequences, mask)?)
     }
 
     fn index(&self, sequence: SequenceId) -> Result<usize, PageError> {

@@ -47,9 +47,10 @@ impl Problem {
     /// # Errors
     /// A scale that is not finite and positive.
     pub fn new(geometry: Geometry, dtype: Dtype, scale: f64) -> Result<Problem, InvalidProblem> {
-        // An engine holds the scale in f32; one that underflows there would silence every score.
-        let held = scale as f32;
-        if !(held.is_finite() && held > 0.0) {
+        // An engine holds the scale in f32, as it is or for exponentials of base 2; one that underflows
+        // there would silence every score.
+        let held = [scale as f32, (scale * std::f64::consts::LOG2_E) as f32];
+        if !held.iter().all(|held| held.is_finite() && *held > 0.0) {
             return Err(InvalidProblem::Scale { scale: scale.to_string() });
         }
         Ok(Problem {
@@ -140,8 +141,8 @@ impl Problem {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidProblem {
-    /// The scale must be finite and positive, in f32 too.
-    #[error("a scale must be finite and positive in f32, and {scale} is not")]
+    /// The scale must be finite and positive, also in f32 and there times log2(e).
+    #[error("a scale must be finite and positive in f32, also times log2(e), and {scale} is not")]
     Scale {
         /// The scale as given; text, so that errors compare.
         scale: String,

@@ -1,6 +1,7 @@
 //! Rotary position embedding: [`Rope`].
 
 use std::f64::consts::PI;
+use std::sync::Arc;
 
 /// Which two elements of a vector of width r form pair i.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,7 +79,7 @@ pub struct Rope {
     style: RopeStyle,
     base: f64,
     scaling: RopeScaling,
-    frequencies: Vec<f64>, // [r / 2], radians per position
+    frequencies: Arc<[f64]>, // [r / 2], radians per position
     magnitude: f64,
     softmax_scale_factor: f64,
 }
@@ -92,7 +93,8 @@ impl Rope {
     ///
     /// # Errors
     /// An odd width or one over [`Rope::MAX_WIDTH`], a base that is not a finite number above 1,
-    /// scaling parameters outside the ranges that [`RopeScaling`] gives.
+    /// scaling parameters outside the ranges that [`RopeScaling`] gives, or so large that what follows
+    /// from them is not a finite number above 0.
     pub fn new(
         style: RopeStyle,
         width: usize,
@@ -111,14 +113,18 @@ impl Rope {
         scaling.check()?;
         let trained: Vec<f64> =
             (0..width / 2).map(|i| base.powf(-((2 * i) as f64) / width as f64)).collect();
-        Ok(Rope {
-            style,
-            base,
-            frequencies: scaling.apply(trained, base),
-            magnitude: scaling.magnitude(),
-            softmax_scale_factor: scaling.softmax_scale_factor(),
-            scaling,
-        })
+        let (magnitude, softmax_scale_factor) =
+            (scaling.magnitude(), scaling.softmax_scale_factor());
+        // Legal parameters that are large enough overflow together.
+        for (what, value) in
+            [("magnitude", magnitude), ("softmax scale factor", softmax_scale_factor)]
+        {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(InvalidRope::Scaling { what, value });
+            }
+        }
+        let frequencies = scaling.apply(trained, base).into();
+        Ok(Rope { style, base, scaling, frequencies, magnitude, softmax_scale_factor })
     }
 
     /// Elements r of a rotated vector; even, may be 0.
@@ -151,14 +157,11 @@ impl Rope {
     ///
     /// An angle is one f64 product of relative error about `2^-52`, so its absolute error grows
     /// with the position.
-    pub fn cos_sin(&self, position: i64) -> Vec<(f64, f64)> {
-        self.frequencies
-            .iter()
-            .map(|frequency| {
-                let (sin, cos) = (position as f64 * frequency).sin_cos();
-                (self.magnitude * cos, self.magnitude * sin)
-            })
-            .collect()
+    pub fn cos_sin(&self, position: i64) -> impl ExactSizeIterator<Item = (f64, f64)> + '_ {
+        self.frequencies.iter().map(move |frequency| {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            (self.magnitude * cos, self.magnitude * sin)
+        })
     }
 
     /// Rotates every vector of `x`, `[.., r]`, to `position`, which may be negative.
@@ -172,7 +175,7 @@ impl Rope {
             return;
         }
         assert!(x.len().is_multiple_of(width), "{} elements in vectors of {width}", x.len());
-        let angles = self.cos_sin(position);
+        let angles: Vec<(f64, f64)> = self.cos_sin(position).collect();
         for vector in x.chunks_exact_mut(width) {
             for (i, &(cos, sin)) in angles.iter().enumerate() {
                 let (first, second) = match self.style {
@@ -343,7 +346,7 @@ pub enum InvalidRope {
         /// The base asked for.
         base: f64,
     },
-    /// A parameter of the frequency scaling is out of its range.
+    /// A parameter of the frequency scaling, or what follows from it, is out of its range.
     #[error("rope scaling: {what} = {value} is out of range")]
     Scaling {
         /// The parameter's name.

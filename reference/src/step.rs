@@ -183,11 +183,12 @@ impl Step {
         for span in &self.spans {
             let Span { q_start, q_len, kv_len, .. } = *span;
             let prefix = kv_len - q_len;
+            let depths = match &self.mask {
+                Mask::Causal | Mask::Full => None,
+                Mask::Tree(tree) => Some(tree.depths(q_start, q_len)),
+            };
             for t in 0..q_len {
-                let position = match &self.mask {
-                    Mask::Causal | Mask::Full => prefix + t,
-                    Mask::Tree(tree) => prefix + tree.depth(q_start, t) - 1,
-                };
+                let position = prefix + depths.as_ref().map_or(t, |depths| depths[t] - 1);
                 writes.push(Write { slot: self.slot(span, prefix + t), position: position as i64 });
             }
         }

@@ -65,13 +65,19 @@ impl HostTensor {
     /// An array of zeros.
     ///
     /// # Errors
-    /// A shape whose product overflows.
+    /// A shape whose product overflows, or for which there is no memory.
     pub fn zeros(dtype: Dtype, shape: &[usize]) -> Result<HostTensor, InvalidTensor> {
-        let elements = checked_elements(shape)?;
+        fn zeroed<T: Clone>(zero: T, shape: &[usize]) -> Result<Vec<T>, InvalidTensor> {
+            let (mut values, elements) = (Vec::new(), checked_elements(shape)?);
+            let reserved = values.try_reserve_exact(elements);
+            reserved.map_err(|_| InvalidTensor::TooLarge { shape: shape.to_vec() })?;
+            values.resize(elements, zero);
+            Ok(values)
+        }
         let values = match dtype {
-            Dtype::F32 => Values::F32(vec![0.0; elements]),
-            Dtype::F16 => Values::F16(vec![f16::ZERO; elements]),
-            Dtype::Bf16 => Values::Bf16(vec![bf16::ZERO; elements]),
+            Dtype::F32 => Values::F32(zeroed(0.0, shape)?),
+            Dtype::F16 => Values::F16(zeroed(f16::ZERO, shape)?),
+            Dtype::Bf16 => Values::Bf16(zeroed(bf16::ZERO, shape)?),
         };
         Ok(HostTensor { shape: shape.to_vec(), values })
     }
@@ -153,8 +159,8 @@ pub(crate) fn checked_elements(shape: &[usize]) -> Result<usize, InvalidTensor> 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidTensor {
-    /// The product of the shape does not fit an address.
-    #[error("a tensor of shape {shape:?} cannot be addressed")]
+    /// The product of the shape does not fit an address, or the machine's memory.
+    #[error("a tensor of shape {shape:?} does not fit in memory")]
     TooLarge {
         /// The shape.
         shape: Vec<usize>,

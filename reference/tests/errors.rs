@@ -8,8 +8,8 @@ use grouped_attention::{
     Append, Attend, Backend, CacheLayout, CopyRows, Dtype, EngineError, Error, Extension, Extent,
     Geometry, HostTensor, InvalidCall, InvalidGeometry, InvalidLayout, InvalidMask, InvalidProblem,
     InvalidStep, InvalidTensor, Mask, MaskKind, Merge, PageError, PageId, PageTables, Planning,
-    Problem, ReadRows, Reference, Rope, RopeScaling, RopeStyle, RowCopy, Sequence, Slot, Step,
-    Unsupported, Update, Upload, Values, Variant, Write,
+    Problem, ReadRows, Reference, RmsNorm, Rope, RopeScaling, RopeStyle, RowCopy, Sequence,
+    Sharding, Slot, Step, Unsupported, Update, Upload, Values, Variant, Write,
 };
 use insta::assert_snapshot;
 
@@ -87,16 +87,18 @@ fn problems() {
     let geometry = Geometry::gla(4, 2, 8, 4).unwrap();
     let scaled = |scale| error(Problem::new(geometry, Dtype::F32, scale));
     assert_snapshot!(
-        scaled(f64::NAN), @"a scale must be finite and positive in f32, and NaN is not"
+        scaled(f64::NAN), @"a scale must be finite and positive in f32, also times log2(e), and NaN is not"
     );
-    assert_snapshot!(scaled(0.0), @"a scale must be finite and positive in f32, and 0 is not");
-    assert_snapshot!(scaled(-0.5), @"a scale must be finite and positive in f32, and -0.5 is not");
+    assert_snapshot!(scaled(0.0), @"a scale must be finite and positive in f32, also times log2(e), and 0 is not");
+    assert_snapshot!(scaled(-0.5), @"a scale must be finite and positive in f32, also times log2(e), and -0.5 is not");
     assert_snapshot!(
-        scaled(f64::INFINITY), @"a scale must be finite and positive in f32, and inf is not"
+        scaled(f64::INFINITY), @"a scale must be finite and positive in f32, also times log2(e), and inf is not"
     );
     // Finite and positive in f64 alone.
     assert!(matches!(scaled(1e39), InvalidProblem::Scale { .. }));
     assert!(matches!(scaled(1e-46), InvalidProblem::Scale { .. }));
+    // Finite in f32 until it is multiplied by log2(e).
+    assert!(matches!(scaled(3e38), InvalidProblem::Scale { .. }));
     let problem = Problem::new(geometry, Dtype::F32, 1.0).unwrap();
     let rope = Rope::new(RopeStyle::HalfSplit, 8, 100.0, RopeScaling::None).unwrap();
     assert_snapshot!(
@@ -140,8 +142,12 @@ fn tensors() {
     );
     assert_snapshot!(
         error(HostTensor::zeros(Dtype::Bf16, &[1 << 40, 1 << 20])),
-        @"a tensor of shape [1099511627776, 1048576] cannot be addressed"
+        @"a tensor of shape [1099511627776, 1048576] does not fit in memory"
     );
+    // It can be addressed, but no machine has it.
+    let shape = [1 << 59];
+    let expected = InvalidTensor::TooLarge { shape: shape.to_vec() };
+    assert_eq!(error(HostTensor::zeros(Dtype::F32, &shape)), expected);
     for shape in [&[usize::MAX][..], &[1 << 32, 1 << 32], &[usize::MAX, usize::MAX]] {
         let expected = InvalidTensor::TooLarge { shape: shape.to_vec() };
         assert_eq!(error(HostTensor::zeros(Dtype::F32, shape)), expected);
@@ -748,21 +754,32 @@ fn gathered() {
         Upload::<Reference>::new(&mut to, &host)?;
         let problem = if stage == 9 { problem.extended(Extension::Sinks) } else { problem };
         Reference.plan(Planning::new(&problem, &step))?;
+        ["f32", "f64"][usize::from(stage == 10)].parse::<Dtype>()?;
+        RmsNorm::new(vec![1.0], f64::from(u8::from(stage != 11)))?;
+        Sharding::new(geometry, usize::from(stage != 12))?;
+        let problem = if stage == 13 { problem.extended(Extension::Sinks) } else { problem };
+        Reference.supports(&problem)?;
         Ok(())
     }
-    let words: Vec<String> = (0..10).map(|stage| error(all(stage)).to_string()).collect();
-    assert_snapshot!(words.join("\n"), @r"
+    let words: Vec<String> = (0..14).map(|stage| error(all(stage)).to_string()).collect();
+    assert_snapshot!(words.join("\n"), @r#"
     3 cached heads do not divide 4 query heads
-    a scale must be finite and positive in f32, and 0 is not
+    a scale must be finite and positive in f32, also times log2(e), and 0 is not
     the page size is 0
-    a tensor of shape [18446744073709551615] cannot be addressed
+    a tensor of shape [18446744073709551615] does not fit in memory
     rope rotates pairs, and its width 1 is odd
     a tree mask over 2 queries has 1 parents
     the page size is 0
     18446744073709551615 pages of 1 tokens are more than a pool can have
     host is [2], expected [1]
     Sinks is not supported
-    ");
-    assert_eq!(all(10), Ok(()));
-    assert!(matches!(all(9), Err(Error::Engine(EngineError::Unsupported(_)))));
+    unknown dtype "f64": expected f32, f16 or bf16
+    norm eps 0 is not a finite number above 0
+    a layer needs at least one device
+    Sinks is not supported
+    "#);
+    assert_eq!(all(14), Ok(()));
+    for stage in [9, 13] {
+        assert!(matches!(all(stage), Err(Error::Engine(EngineError::Unsupported(_)))));
+    }
 }

@@ -268,7 +268,7 @@ fn rope_tables_are_reproduced() {
 
         let tables = ["cos", "sin"].map(|part| floats(&tensors, &format!("{name}.{part}")));
         for (row, &position) in positions.iter().enumerate() {
-            for (i, (cos, sin)) in rope.cos_sin(position).into_iter().enumerate() {
+            for (i, (cos, sin)) in rope.cos_sin(position).enumerate() {
                 let [expected_cos, expected_sin] =
                     [0, 1].map(|part: usize| tables[part][row * width / 2 + i]);
                 // An angle near 131071 is itself rounded by 7e-12, and its frequency once more.

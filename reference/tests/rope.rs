@@ -33,7 +33,7 @@ fn rope(style: RopeStyle, width: usize, base: f64, scaling: RopeScaling) -> Rope
 
 /// The frequency of pair i, read off the angle at position 1 (all frequencies are at most 1).
 fn frequencies(rope: &Rope) -> Vec<f64> {
-    rope.cos_sin(1).into_iter().map(|(cos, sin)| sin.atan2(cos)).collect()
+    rope.cos_sin(1).map(|(cos, sin)| sin.atan2(cos)).collect()
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn yarn_ends_its_blend_before_the_width() {
 fn yarn_moves_magnitude_from_cos_and_sin_into_the_softmax_scale() {
     let magnitude = |scaling| {
         let rope = rope(RopeStyle::Interleaved, 2, 10_000.0, scaling);
-        (rope.cos_sin(0)[0].0, rope.softmax_scale_factor())
+        (rope.cos_sin(0).next().expect("a pair").0, rope.softmax_scale_factor())
     };
     let yarn = |mscale, mscale_all_dim, attention_factor| RopeScaling::Yarn {
         factor: 40.0,
@@ -170,12 +170,31 @@ fn llama3_divides_long_waves_keeps_short_ones_and_blends() {
     assert!(seen.into_iter().all(|count| count > 0), "{seen:?}");
 }
 
+// [S-5.22]
+#[test]
+fn yarn_that_overflows_is_refused() {
+    let yarn = |factor, mscale, mscale_all_dim| RopeScaling::Yarn {
+        factor,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale,
+        mscale_all_dim,
+        original_max_position: 4096,
+        attention_factor: None,
+        truncate: true,
+    };
+    for scaling in [yarn(1e308, 1e308, 1e308), yarn(1e300, 0.0, 1e307)] {
+        let rope = Rope::new(RopeStyle::HalfSplit, 8, 1e4, scaling);
+        assert!(matches!(rope, Err(InvalidRope::Scaling { .. })), "{scaling:?}");
+    }
+}
+
 #[test]
 fn width_zero_rotates_nothing() {
     for scaling in [RopeScaling::None, LLAMA_3_1, V3] {
         let rope = rope(RopeStyle::HalfSplit, 0, 10_000.0, scaling);
         rope.rotate(&mut [], 5);
-        assert!(rope.cos_sin(5).is_empty());
+        assert_eq!(rope.cos_sin(5).len(), 0);
     }
 }
 

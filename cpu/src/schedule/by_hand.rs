@@ -24,7 +24,6 @@ const INVARIANT: Sizes = Sizes { batch_invariant: true, ..GQA };
 
 fn planned(sizes: &Sizes, lens: &[(usize, usize)], mask: &Mask) -> Schedule {
     let mut visibility = Visibility::default();
-    visibility.write(mask);
     let mut q_start = 0;
     let span = |&(q_len, kv_len): &(usize, usize)| {
         let span = Span { q_start, q_len, kv_len, page_start: 0 };
@@ -32,6 +31,7 @@ fn planned(sizes: &Sizes, lens: &[(usize, usize)], mask: &Mask) -> Schedule {
         span
     };
     let spans: Vec<Span> = lens.iter().map(span).collect();
+    visibility.write(mask, &spans);
     let mut out = Schedule::default();
     schedule(sizes, &spans, &visibility, &mut out);
     out
@@ -161,8 +161,8 @@ fn rows_that_see_nothing_are_a_task() {
 #[test]
 fn a_schedule_forgets_the_last_one() {
     let mut visibility = Visibility::default();
-    visibility.write(&Mask::Causal);
     let span = Span { q_start: 0, q_len: 1, kv_len: 32_768, page_start: 0 };
+    visibility.write(&Mask::Causal, &[span]);
     let mut out = Schedule::default();
     schedule(&GQA, &[span], &visibility, &mut out);
     let first = out.clone();
