@@ -81,9 +81,9 @@ impl CudaBackend {
         let partials = if slots == 0 {
             None
         } else {
-            let rows = slots * slot_rows;
-            let o = DeviceBuffer::new(device, rows * 4 * width_v)?;
-            Some((o, DeviceBuffer::new(device, rows * 4)?))
+            let bytes = slots.saturating_mul(slot_rows * 4);
+            let o = DeviceBuffer::new(device, bytes.saturating_mul(width_v))?;
+            Some((o, DeviceBuffer::new(device, bytes)?))
         };
         let combine = self.shared.kernel(&combine(problem))?;
         // As many blocks as are resident together: each waits for the attention kernel, and those
@@ -113,7 +113,7 @@ impl CudaBackend {
     /// [`Planning::replayed`](grouped_attention::Planning::replayed), or of some thousand
     /// sequences; a failing device.
     pub fn reschedule(&self, plan: &mut CudaPlan) -> Result<(), EngineError> {
-        self.check_device(&plan.device, "plan")?;
+        self.check_plan(plan)?;
         let unsupported = |what: String| Err(Unsupported::Other { what }.into());
         let Some(argument) = arguments::scheduling(plan) else {
             return Ok(());

@@ -33,10 +33,15 @@ const NAIVE_CHUNK: usize = 128;
 const MATRIX_STEP: usize = 8;
 /// Fewest tokens that a kernel of any family takes per update of its maximum.
 const SMALLEST_TILE: usize = 16;
+/// Most parts that a sequence is cut into, by blocks that fit the largest devices at a time.
+const MAX_PARTS: usize = 4096;
+
 /// An attention engine on one CUDA device and one stream.
 ///
 /// Work is asynchronous on the stream. Engines are cheap to [`clone`](Clone::clone) and to put
-/// [on another stream](Self::on_stream); all that come from one share its compiled kernels.
+/// [on another stream](Self::on_stream); all that come from one share its compiled kernels, and take each
+/// other's tensors, caches and plans. What another engine made, even on the same device, is
+/// [`EngineError::Foreign`]: nothing orders the two streams.
 #[derive(Clone, Debug)]
 pub struct CudaBackend {
     pub(crate) shared: Arc<Shared>,
@@ -122,7 +127,9 @@ impl CudaBackend {
         device: &Arc<Device>,
         what: &'static str,
     ) -> Result<(), EngineError> {
-        if device.ordinal() == self.ordinal() { Ok(()) } else { Err(EngineError::Foreign { what }) }
+        // Every engine opens its device anew.
+        let own = Arc::ptr_eq(device, &self.shared.device);
+        if own { Ok(()) } else { Err(EngineError::Foreign { what }) }
     }
 
     fn check_tensor(&self, tensor: &CudaTensor, what: &'static str) -> Result<(), EngineError> {
@@ -133,13 +140,21 @@ impl CudaBackend {
         Err(other(format!("a gap between the elements of a row of {what}")))
     }
 
+    /// A plan of this engine whose tables are those of its last step.
+    pub(crate) fn check_plan(&self, plan: &CudaPlan) -> Result<(), EngineError> {
+        self.check_device(&plan.device, "plan")?;
+        if plan.written { Ok(()) } else { Err(failed("the plan's last update failed")) }
+    }
+
     fn write(&self, plan: &mut CudaPlan, step: &Step) -> Result<(), EngineError> {
+        plan.written = false;
         if let Some(scheduler) = plan.attention.scheduler() {
             scheduler.schedule(step.spans(), &mut plan.schedule);
         }
         let rope = plan.planned.problem().rope();
         plan.mask = mask_code(&plan.planned, step.mask());
         plan.resident.write(&self.stream, step, &plan.schedule, rope, plan.mask)?;
+        plan.written = true;
         Ok(())
     }
 }
@@ -282,8 +297,17 @@ impl Backend for CudaBackend {
         let schedule = Schedule::default();
         let replayed = planned.is_replayed() && attention.scheduler().is_some();
         let scheduling = replayed.then(|| self.shared.kernel(&family::schedule())).transpose()?;
-        let mut plan =
-            CudaPlan { device, planned, resident, attention, append, scheduling, mask, schedule };
+        let mut plan = CudaPlan {
+            device,
+            planned,
+            resident,
+            attention,
+            append,
+            scheduling,
+            mask,
+            schedule,
+            written: false,
+        };
         self.write(&mut plan, call.step)?;
         Ok(plan)
     }
@@ -295,7 +319,7 @@ impl Backend for CudaBackend {
     }
 
     fn append(&self, call: Append<'_, Self>) -> Result<(), EngineError> {
-        self.check_device(&call.plan.device, "plan")?;
+        self.check_plan(call.plan)?;
         self.check_device(&call.cache.device, "cache")?;
         self.check_tensor(call.first, "first")?;
         if let Some(second) = call.second {
@@ -332,7 +356,7 @@ impl Backend for CudaBackend {
     }
 
     fn attend(&self, call: Attend<'_, Self>) -> Result<(), EngineError> {
-        self.check_device(&call.plan.device, "plan")?;
+        self.check_plan(call.plan)?;
         self.check_device(&call.cache.device, "cache")?;
         self.check_tensor(call.q, "q")?;
         self.check_tensor(call.o, "o")?;
@@ -413,9 +437,6 @@ impl Backend for CudaBackend {
         Ok(())
     }
 }
-
-/// Most parts that a sequence is cut into, by blocks that fit the largest devices at a time.
-const MAX_PARTS: usize = 4096;
 
 impl CudaBackend {
     /// Blocks for kernels that loop over their work: no more than keep the device busy.

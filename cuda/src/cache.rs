@@ -89,7 +89,7 @@ impl CudaCache {
         self.parts.iter().zip(widths).all(|(part, (heads, width))| {
             let head_stride = if heads > 1 { part.head_stride } else { 0 };
             let strides = [part.page_stride, part.token_stride, head_stride];
-            width == 0 || is_aligned(part.address, &strides, self.layout.dtype())
+            width == 0 || is_aligned(part.address, strides, self.layout.dtype())
         })
     }
 }

@@ -105,9 +105,9 @@ fn write(path: &Path, cubin: &[u8]) -> io::Result<()> {
     let serial = WRITES.fetch_add(1, Ordering::Relaxed);
     let temporary = path.with_extension(format!("{}-{serial}.tmp", std::process::id()));
     let checksum = Hasher::new().bytes(cubin).finish().to_le_bytes();
-    fs::write(&temporary, [&checksum, cubin].concat())?;
-    fs::rename(&temporary, path).inspect_err(|_| {
-        // The rename's error says more than one about the leftover would.
+    let stored = fs::write(&temporary, [&checksum, cubin].concat());
+    stored.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
+        // That error says more than one about the leftover would.
         let _ = fs::remove_file(&temporary);
     })
 }

@@ -14,6 +14,12 @@ impl CudaBackend {
     /// # Safety
     /// The handle must be a stream of this engine's device, created in the device's primary
     /// context, and must live as long as the engine, its clones, and the plans they make.
+    ///
+    /// Nothing orders two streams. Before an engine is given what work on another engine's stream has
+    /// written or still reads, the caller must order them, by events or
+    /// [`synchronize`](grouped_attention::Backend::synchronize). That goes for tensors and caches, also
+    /// those just allocated, which are cleared on their engine's stream, and for plans, which `plan` and
+    /// `update` write.
     pub unsafe fn on_stream(&self, stream: u64) -> CudaBackend {
         // SAFETY: the caller promises what `foreign` asks for.
         let stream = Arc::new(unsafe { Stream::foreign(&self.shared.device, stream) });

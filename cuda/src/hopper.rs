@@ -176,7 +176,8 @@ impl MapShape {
         let row_bytes = part.token_stride * ELEMENT;
         // Of a single head the stride is never taken, but it must be legal.
         let head_stride = if heads > 1 { part.head_stride * ELEMENT } else { row_bytes };
-        let extents = [BLOCK_COLUMNS, page_size, blocks, heads, pages];
+        // A map of no pages is not legal, and one of an empty cache is never followed.
+        let extents = [BLOCK_COLUMNS, page_size, blocks, heads, pages.max(1)];
         let strides = [row_bytes, BLOCK_COLUMNS * ELEMENT, head_stride, part.page_stride * ELEMENT];
         let Box { tokens, blocks, heads } = copied;
         MapShape {

@@ -27,6 +27,8 @@ pub struct CudaPlan {
     pub(crate) mask: MaskCode,
     /// Host memory for schedules, reused by every update.
     pub(crate) schedule: Schedule,
+    /// False where writing the last step failed: the tables may then be of two steps.
+    pub(crate) written: bool,
 }
 
 /// The kernels of `attend`.

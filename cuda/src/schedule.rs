@@ -80,26 +80,29 @@ impl Scheduler {
         self.lanes(q_len).div_ceil(self.team)
     }
 
-    /// What no schedule of a step within `extent` exceeds.
+    /// What no schedule of a step within `extent` exceeds; where that passes all numbers, the largest,
+    /// for which there is no memory.
     pub(crate) fn bounds(&self, extent: &Extent) -> Bounds {
         let tiles = extent.max_kv_len.div_ceil(TILE_TOKENS).max(1);
         let sequences = extent.sequences.min(extent.total_q);
         let lanes = self.lanes(extent.max_q_len);
         // Rounding up to whole items adds less than one a sequence.
         let rows = (extent.total_q * self.group).div_ceil(self.item_rows) + sequences;
-        let all_lanes = (self.head_blocks * rows).min(sequences * lanes);
+        let all_lanes = self.head_blocks.saturating_mul(rows).min(sequences.saturating_mul(lanes));
         match self.split {
             Split::Balanced { min_tiles, .. } => {
                 // A cut leaves a piece of min_tiles on both sides.
                 let cuts = if tiles < 2 * min_tiles { 0 } else { self.teams - 1 };
                 let cut = cuts.min(sequences);
-                let merges = (cut * lanes).min(all_lanes);
-                Bounds { pieces: sequences + cuts, merges, slots: merges + cuts * lanes }
+                let merges = cut.saturating_mul(lanes).min(all_lanes);
+                let slots = merges.saturating_add(cuts.saturating_mul(lanes));
+                Bounds { pieces: sequences + cuts, merges, slots }
             }
             Split::Invariant { unit_tiles } => {
                 let parts = tiles.div_ceil(unit_tiles);
                 let merges = if parts > 1 { all_lanes } else { 0 };
-                Bounds { pieces: sequences * parts, merges, slots: merges * parts }
+                let pieces = sequences.saturating_mul(parts);
+                Bounds { pieces, merges, slots: merges.saturating_mul(parts) }
             }
         }
     }
@@ -354,6 +357,19 @@ mod tests {
             let schedule = run(&BALANCED, lens);
             assert_eq!(schedule.team_pieces, [0; 4]);
             assert!(schedule.pieces.is_empty());
+        }
+    }
+
+    /// The largest extent that a plan may ask for has bounds, if none that memory can hold.
+    #[test]
+    fn bounds_of_the_largest_extent_do_not_wrap() {
+        let most = i32::MAX as usize;
+        let extent =
+            Extent { sequences: most, total_q: most, max_q_len: most, max_kv_len: most, writes: 0 };
+        for split in [BALANCED.split, Split::Invariant { unit_tiles: 1 }] {
+            let scheduler = Scheduler { group: 1 << 20, head_blocks: 128, split, ..BALANCED };
+            let bounds = scheduler.bounds(&extent);
+            assert!(bounds.merges >= most && bounds.slots >= bounds.merges, "{bounds:?}");
         }
     }
 

@@ -82,8 +82,10 @@ impl CudaTensor {
 
     /// True if every row of the last dimension begins at a multiple of 16 bytes.
     pub(crate) fn is_aligned(&self) -> bool {
-        let outer = self.strides.len().saturating_sub(1);
-        is_aligned(self.address, &self.strides[..outer], self.dtype)
+        let outer = self.shape.len().saturating_sub(1);
+        let taken =
+            self.shape[..outer].iter().zip(&self.strides).filter(|(extent, _)| **extent > 1);
+        is_aligned(self.address, taken.map(|(_, stride)| *stride), self.dtype)
     }
 
     /// First elements of the runs that lie side by side, with the runs' length, in row-major order.
@@ -132,10 +134,15 @@ fn is_dense(shape: &[usize], strides: &[usize]) -> bool {
 }
 
 /// True if rows of `strides` elements apart begin at multiples of 16 bytes where the first does.
-pub(crate) fn is_aligned(address: Address, strides: &[usize], dtype: Dtype) -> bool {
+pub(crate) fn is_aligned(
+    address: Address,
+    strides: impl IntoIterator<Item = usize>,
+    dtype: Dtype,
+) -> bool {
     const BYTES: usize = 16;
+    let mut strides = strides.into_iter();
     address.is_multiple_of(BYTES as u64)
-        && strides.iter().all(|stride| (stride * dtype.bytes()).is_multiple_of(BYTES))
+        && strides.all(|stride| stride.is_multiple_of(BYTES / dtype.bytes()))
 }
 
 #[cfg(test)]
@@ -152,9 +159,10 @@ mod tests {
 
     #[test]
     fn alignment_is_of_address_and_strides() {
-        assert!(is_aligned(256, &[576, 8], Dtype::Bf16));
-        assert!(!is_aligned(256, &[576, 4], Dtype::Bf16));
-        assert!(is_aligned(256, &[4], Dtype::F32));
-        assert!(!is_aligned(258, &[8], Dtype::Bf16));
+        assert!(is_aligned(256, [576, 8], Dtype::Bf16));
+        assert!(!is_aligned(256, [576, 4], Dtype::Bf16));
+        assert!(is_aligned(256, [4], Dtype::F32));
+        assert!(!is_aligned(258, [8], Dtype::Bf16));
+        assert!(!is_aligned(256, [usize::MAX], Dtype::Bf16));
     }
 }

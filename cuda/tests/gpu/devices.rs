@@ -1,10 +1,10 @@
-//! Engines of two devices of one process.
+//! Engines of two devices of one process, and two of one.
 
 use crate::layer::{Case, Results, families, upload};
 use crate::repeat::{at_once, once};
 use crate::{Outcome, expect};
 use grouped_attention::{Backend, EngineError, Mask, Planning};
-use grouped_attention_cuda::{CudaBackend, CudaCache, CudaPlan, CudaTensor};
+use grouped_attention_cuda::{CudaBackend, CudaCache, CudaPlan, CudaTensor, Kernels};
 use std::error::Error;
 
 const LENS: [(usize, usize); 1] = [(1, 40)];
@@ -29,7 +29,12 @@ pub(crate) fn both_compute(first: &CudaBackend, second: &CudaBackend) -> Outcome
     Ok(())
 }
 
-/// Nothing of one device is taken by an engine of the other.
+/// Nor does an engine take what another one of the same device made: nothing orders their streams.
+pub(crate) fn second_engine(engine: &CudaBackend) -> Outcome {
+    strangers_are_refused(engine, &CudaBackend::with_kernels(engine.ordinal(), Kernels::Naive)?)
+}
+
+/// Nothing of one engine is taken by the other.
 pub(crate) fn strangers_are_refused(first: &CudaBackend, second: &CudaBackend) -> Outcome {
     let case = &families()?[0];
     let (mut own, mut other) = (Parts::new(first, case)?, Parts::new(second, case)?);

@@ -28,13 +28,15 @@ type Run = fn(&CudaBackend) -> Outcome;
 /// A trial of the same engine on two devices.
 type RunTwo = fn(&CudaBackend, &CudaBackend) -> Outcome;
 
-const TRIALS: [(&str, Run); 12] = [
+const TRIALS: [(&str, Run); 14] = [
     ("small/every-kernel-once", small::every_kernel),
     ("repeat/three-runs-have-the-same-bits", repeat::three_runs),
     ("repeat/rows-past-2^31-elements", repeat::far_rows),
     ("repeat/streams-and-threads", repeat::threads),
+    ("repeat/cache-without-pages", repeat::no_pages),
     ("foreign/combined-tensor-and-strides", foreign::combined),
     ("foreign/misaligned-is-refused-or-right", foreign::misaligned),
+    ("devices/strangers-of-one-device-are-refused", devices::second_engine),
     ("replay/graph-computes-the-latest-step", replay::graph),
     ("replay/device-schedules-as-the-host-does", replay::device_schedule),
     ("status/bad-page-is-nan-and-reported", status::bad_page),

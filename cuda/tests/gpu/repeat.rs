@@ -53,6 +53,22 @@ pub(crate) fn far_rows(engine: &CudaBackend) -> Outcome {
     Ok(())
 }
 
+/// A cache without pages, of which every sequence is empty.
+pub(crate) fn no_pages(engine: &CudaBackend) -> Outcome {
+    for case in families()? {
+        let (cache, step) = (case.cache(engine, 0)?, case.step(&[(2, 0)], 0, Mask::Causal)?);
+        let q = upload(engine, &case.queries(2)?)?;
+        let mut results = Results::new(engine, &case.problem, 2)?;
+        let mut plan = engine.plan(Planning::new(&case.problem, &step))?;
+        results.attend(engine, &mut plan, &q, &cache)?;
+        let [o, lse] = results.bits(engine)?;
+        let empty = f64::NEG_INFINITY.to_bits();
+        let right = o.iter().all(|&x| x == 0) && lse.iter().all(|&x| x == empty);
+        expect(right, format!("{case}: rows that see nothing are not empty"))?;
+    }
+    Ok(())
+}
+
 /// Clones of one engine serve many threads at once, whose calls interleave on one stream.
 pub(crate) fn threads(engine: &CudaBackend) -> Outcome {
     for case in families()? {
