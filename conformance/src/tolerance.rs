@@ -177,7 +177,9 @@ impl Tolerance {
     /// `[S-7.3]`, but for the largest number of the output format.
     fn in_domain(&self, stats: &RowStats) -> bool {
         let products = stats.score_magnitude / self.scale;
-        self.scale.max(1.0) * products < 2f64.powi(126) && stats.value_max.is_finite()
+        // What is summed before it is normalised, by weights of up to 2^8.
+        let values = 2f64.powi(8) * stats.visible as f64 * stats.value_max;
+        self.scale.max(1.0) * products < 2f64.powi(126) && values < 2f64.powi(127)
     }
 
     fn row_error(&self, arithmetic: &Arithmetic, stats: &RowStats, score_slack: f64) -> RowError {

@@ -167,18 +167,7 @@ pub(crate) fn check_layout(layout: &CacheLayout) -> Result<(), EngineError> {
     if layout.page_size() > i32::MAX as usize {
         return Err(other(format!("a page of {} tokens", layout.page_size())));
     }
-    check_geometry(layout.geometry()).map_err(EngineError::from)
-}
-
-/// Kernels index the elements of a row with 31 bits.
-fn check_geometry(geometry: &grouped_attention::Geometry) -> Result<(), Unsupported> {
-    let (h_q, k, v) = (geometry.h_q(), geometry.width_k(), geometry.width_v());
-    let widest = geometry.row().elements().max(h_q * k).max(h_q * v);
-    if widest <= i32::MAX as usize {
-        return Ok(());
-    }
-    let reason = format!("a row of {widest} elements");
-    Err(Unsupported::Geometry { geometry: *geometry, reason })
+    Ok(())
 }
 
 impl Backend for CudaBackend {
@@ -205,7 +194,7 @@ impl Backend for CudaBackend {
                 return Err(Unsupported::Dtype { dtype });
             }
         }
-        check_geometry(problem.geometry())
+        Ok(())
     }
 
     fn arithmetic(&self, problem: &Problem) -> Arithmetic {

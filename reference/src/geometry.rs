@@ -264,7 +264,7 @@ impl Geometry {
         }
         let geometry = Geometry { variant, h_q, row };
         // 2^31 elements a token is far past any layer; below it no product of two widths or of
-        // heads and width can overflow, so engines need not check theirs.
+        // heads and width can overflow, and all are 31-bit numbers: engines need not check theirs.
         match geometry.checked_elements() {
             Some(elements) if elements <= MAX_ELEMENTS => Ok(geometry),
             _ => Err(InvalidGeometry::TooLarge { h_q, row }),
@@ -328,7 +328,7 @@ impl Geometry {
 }
 
 /// Upper bound on elements per token of any tensor of a legal geometry.
-const MAX_ELEMENTS: usize = 1 << 31;
+const MAX_ELEMENTS: usize = i32::MAX as usize;
 
 impl fmt::Debug for Geometry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -383,8 +383,8 @@ pub enum InvalidGeometry {
         /// The head dim.
         d_h: usize,
     },
-    /// A per-token tensor would have more than 2^31 elements.
-    #[error("h_q = {h_q} over {row:?} has more than 2^31 elements a token")]
+    /// A per-token tensor would have 2^31 elements or more.
+    #[error("h_q = {h_q} over {row:?} has 2^31 elements a token or more")]
     TooLarge {
         /// Query heads.
         h_q: usize,

@@ -61,8 +61,8 @@ fn empty_rows_are_compared_exactly() {
     assert!(!judge(&empty, |_, lse| lse[2] = f64::MIN).passed());
 }
 
-/// Where products of a score may overflow f32, and where an output may not fit its format, numbers
-/// say nothing; what can be said still is.
+/// Where products of a score may overflow f32, or sums of values before they are divided, and where an
+/// output may not fit its format, numbers say nothing; what can be said still is.
 // [S-7.3]
 #[test]
 fn numbers_outside_the_domain_are_not_compared() {
@@ -74,6 +74,10 @@ fn numbers_outside_the_domain_are_not_compared() {
     let wrong = judge(&large, |o, _| o[0] = 3.0);
     assert!(wrong.passed() && wrong.rows == 3, "{wrong}");
     assert!(!judge(&large, |o, _| o[4] = 3.0).passed());
+    let mut tall = inputs();
+    tall.v.fill(2e38);
+    let infinite = judge(&tall, |o, _| o.fill(f64::INFINITY));
+    assert!(infinite.passed() && infinite.rows == 0, "{infinite}");
     // Past the largest number of the output an element is not compared, and its neighbour is.
     let mut wide = inputs();
     wide.v.iter_mut().step_by(4).for_each(|v| *v = 1e5);
