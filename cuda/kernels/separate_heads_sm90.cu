@@ -21,9 +21,6 @@ struct Cached {
 
 #include "tile/attend_heads_sm90.cuh"
 
-// How to launch: threads a CTA, bytes of dynamic shared memory. Read by the host from the module.
-extern "C" __device__ i32 separate_heads_sm90_launch[2] = {Traits::THREADS, sizeof(SharedMemory)};
-
 extern "C" __global__ void __launch_bounds__(Traits::THREADS, 1)
     separate_heads_sm90(const __grid_constant__ Attend a, const __grid_constant__ TensorMap k_map,
                         const __grid_constant__ TensorMap v_map) {

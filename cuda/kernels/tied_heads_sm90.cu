@@ -23,9 +23,6 @@ static_assert(GA_N <= GA_S && GA_S <= 128 && GA_N + GA_R > 0);
 
 #include "tile/attend_heads_sm90.cuh"
 
-// How to launch: threads a CTA, bytes of dynamic shared memory. Read by the host from the module.
-extern "C" __device__ i32 tied_heads_sm90_launch[2] = {Traits::THREADS, sizeof(SharedMemory)};
-
 extern "C" __global__ void __launch_bounds__(Traits::THREADS, 1)
     tied_heads_sm90(const __grid_constant__ Attend a, const __grid_constant__ TensorMap state_map,
                     const __grid_constant__ TensorMap rope_map) {

@@ -123,9 +123,6 @@ struct SharedMemory {
 };
 static_assert(sizeof(SharedMemory) <= Traits::SHARED_LIMIT);
 
-// How to launch: threads a CTA, bytes of dynamic shared memory. Read by the host from the module.
-extern "C" __device__ i32 tied_sm90_launch[2] = {Traits::THREADS, sizeof(SharedMemory)};
-
 // Named barriers; 0 is __syncthreads.
 constexpr u32 BARRIER_CONSUMERS = 1;
 constexpr u32 BARRIER_GROUP = 2;  // + consumer group

@@ -118,9 +118,6 @@ struct SharedMemory {
 };
 static_assert(sizeof(SharedMemory) <= Traits::SHARED_LIMIT);
 
-// How to launch: threads a CTA, bytes of dynamic shared memory. Read by the host from the module.
-extern "C" __device__ i32 tied_wide_sm90_launch[2] = {Traits::THREADS, sizeof(SharedMemory)};
-
 // Named barrier of a group alone, + half; 0 is __syncthreads. What the groups have to say to each
 // other goes through mbarriers, warp by warp: synccheck rejects one named barrier at two places of the
 // code, and racecheck sees no order in an arrival.
