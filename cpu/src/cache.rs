@@ -2,7 +2,7 @@
 
 use crate::buffer::{Buffer, Element, with_element};
 use grouped_attention::{
-    CacheInfo, CacheLayout, Dtype, EngineError, HostTensor, Row, RowCopy, Slot, Unsupported, Values,
+    CacheInfo, CacheLayout, Dtype, EngineError, HostTensor, RowCopy, Slot, Unsupported, Values,
 };
 use half::f16;
 use std::ptr::NonNull;
@@ -40,14 +40,6 @@ pub struct Strides {
     pub head: usize,
 }
 
-/// Heads and width of both parts of a row. A rope key counts as one head.
-fn part_sizes(row: Row) -> [(usize, usize); 2] {
-    match row {
-        Row::Separate { heads, d_k, d_v } => [(heads, d_k), (heads, d_v)],
-        Row::Tied { heads, s, r, .. } => [(heads, s), (1, r)],
-    }
-}
-
 impl CacheInfo for CpuCache {
     fn layout(&self) -> &CacheLayout {
         &self.layout
@@ -66,7 +58,7 @@ impl CpuCache {
                 Strides { page: page_size * heads * width, token: width, head: page_size * width };
             Ok::<_, EngineError>(Part { buffer, heads, width, strides })
         };
-        let [first, second] = part_sizes(layout.geometry().row());
+        let [first, second] = layout.geometry().row().part_heads();
         Ok(CpuCache { layout, parts: [part(first)?, part(second)?] })
     }
 
@@ -102,7 +94,7 @@ impl CpuCache {
             };
             Part { buffer, heads, width, strides }
         };
-        let [first_size, second_size] = part_sizes(layout.geometry().row());
+        let [first_size, second_size] = layout.geometry().row().part_heads();
         CpuCache { layout, parts: [part(first_size, first), part(second_size, second)] }
     }
 

@@ -8,6 +8,7 @@ use crate::matrix::MatrixScratch;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::prepared::Prepared;
 use crate::schedule::{BLOCK, Bounds, MATRIX_BLOCK, Schedule, Sizes, schedule};
+use crate::task::key_widths;
 use crate::visibility::Visibility;
 use grouped_attention::{
     EngineError, Extent, PageId, PlanInfo, Planned, Planning, Problem, Rope, Row, Span, Step,
@@ -85,12 +86,8 @@ pub(crate) const UNIT: usize = 32;
 
 impl Padded {
     pub(crate) fn new(row: Row) -> Padded {
-        let key = match row {
-            Row::Separate { d_k, .. } => [d_k, 0],
-            Row::Tied { n, r, .. } => [n, r],
-        };
         Padded {
-            key: key.map(|width| width.next_multiple_of(UNIT)),
+            key: key_widths(row).map(|width| width.next_multiple_of(UNIT)),
             value: row.width_v().next_multiple_of(UNIT),
         }
     }

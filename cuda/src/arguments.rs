@@ -10,7 +10,7 @@ use grouped_attention::{Append, Attend, CacheInfo, Dtype, Planned, RopeStyle, Ro
 
 pub(crate) fn append(call: &Append<'_, CudaBackend>) -> abi::Append {
     let parts = call.cache.parts();
-    let widths = call.cache.part_widths();
+    let widths = call.cache.layout().geometry().row().part_heads();
     let part = |which: usize, tensor: Option<&CudaTensor>| {
         let (heads, width) = widths[which];
         tensor.filter(|_| width > 0).map_or_else(abi::NewRows::default, |tensor| abi::NewRows {

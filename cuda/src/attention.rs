@@ -142,7 +142,8 @@ impl CudaBackend {
         let Loads::Boxes { state, rope } = loads else {
             return Ok([NO_MAP; 2]);
         };
-        let (layout, widths) = (cache.layout(), cache.part_widths());
+        let layout = cache.layout();
+        let widths = layout.geometry().row().part_heads();
         let map = |which: usize, copied| {
             let (heads, width) = widths[which];
             let part = &cache.parts()[which];

@@ -19,7 +19,7 @@ use crate::stream::Stream;
 use crate::tensor::CudaTensor;
 use grouped_attention::{
     Append, Arithmetic, Attend, Backend, CacheLayout, CopyRows, Dtype, EngineError, Extent,
-    HostTensor, Identity, Merge, Planning, Problem, ReadRows, Row, Status, Step, TensorInfo,
+    HostTensor, Identity, Merge, Planning, Problem, ReadRows, Status, Step, TensorInfo,
     Unsupported, Update, Upload,
 };
 use std::collections::HashMap;
@@ -251,13 +251,8 @@ impl Backend for CudaBackend {
         let first = first.next_multiple_of(256);
         let storage = DeviceBuffer::new(&self.shared.device, first + second)?;
         let addresses = [storage.address(), storage.address() + first as u64];
-        let heads = layout.geometry().heads();
-        let widths = match layout.geometry().row() {
-            Row::Separate { d_k, d_v, .. } => [(heads, d_k), (heads, d_v)],
-            Row::Tied { s, r, .. } => [(heads, s), (1, r)],
-        };
         let part = |which: usize| {
-            let (heads, width) = widths[which];
+            let (heads, width) = layout.geometry().row().part_heads()[which];
             CachePart::dense(addresses[which], layout.page_size(), heads, width)
         };
         Ok(CudaCache::new(&self.shared.device, layout, [part(0), part(1)], Some(storage)))

@@ -74,18 +74,9 @@ impl CudaCache {
         self.parts
     }
 
-    /// Heads and width of both parts.
-    pub(crate) fn part_widths(&self) -> [(usize, usize); 2] {
-        self.layout.part_shapes().map(|shape| match shape[..] {
-            [_, _, heads, width] => (heads, width),
-            [_, _, width] => (1, width),
-            _ => (0, 0),
-        })
-    }
-
     /// True if every row begins at a multiple of 16 bytes.
     pub(crate) fn is_aligned(&self) -> bool {
-        let widths = self.part_widths();
+        let widths = self.layout.geometry().row().part_heads();
         self.parts.iter().zip(widths).all(|(part, (heads, width))| {
             let head_stride = if heads > 1 { part.head_stride } else { 0 };
             let strides = [part.page_stride, part.token_stride, head_stride];

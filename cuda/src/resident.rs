@@ -161,66 +161,56 @@ impl Resident {
         mask: MaskCode,
     ) -> Result<(), DriverError> {
         self.copied.wait()?;
-        let layout = self.layout.clone();
-        self.put(&layout.status, &[0_u32]);
+        let Resident { layout, staging, .. } = self;
         let (few, many) = (schedule.merges.len() as i32, schedule.long_merges.len() as i32);
-        self.put(&layout.merge_counts, &[MergeCounts { few, many }]);
-        self.put(&layout.write_count, &[step.writes().len() as i32]);
-        self.put_lengths(step);
-        self.put(&layout.team_pieces, &schedule.team_pieces);
-        self.put(&layout.pieces, &schedule.pieces);
-        self.put(&layout.merges, &schedule.merges);
+        put(staging, &layout.status, 0, &[0_u32]);
+        put(staging, &layout.merge_counts, 0, &[MergeCounts { few, many }]);
+        put(staging, &layout.write_count, 0, &[step.writes().len() as i32]);
+        put(staging, &layout.team_pieces, 0, &schedule.team_pieces);
+        put(staging, &layout.pieces, 0, &schedule.pieces);
+        put(staging, &layout.merges, 0, &schedule.merges);
         for (index, merge) in schedule.long_merges.iter().enumerate() {
-            self.put_at(&layout.merges, self.layout.max_merges - 1 - index, &[*merge]);
+            put(staging, &layout.merges, layout.max_merges - 1 - index, &[*merge]);
         }
+        self.put_lengths(step);
         self.put_writes(step, rope);
         self.put_page_table(step);
         let tree = if mask == MaskCode::Tree {
             self.put_tree(step);
-            step.total_q() * layout.tree_words * 4
+            step.total_q() * self.layout.tree_words * 4
         } else {
             0
         };
-        let pages = step.spans().len() * layout.max_pages * 4;
-        let copied = self
-            .copy(stream, 0..layout.tree.start)
-            .and_then(|()| self.copy(stream, layout.tree.start..layout.tree.start + tree))
-            .and_then(|()| {
-                self.copy(stream, layout.page_table.start..layout.page_table.start + pages)
-            });
+        let pages = step.spans().len() * self.layout.max_pages * 4;
+        let Layout { tree: Range { start: tree_start, .. }, page_table, .. } = &self.layout;
+        let used = [
+            0..*tree_start,
+            *tree_start..tree_start + tree,
+            page_table.start..page_table.start + pages,
+        ];
+        let copied = used.into_iter().try_for_each(|range| self.copy(stream, range));
         // Also where one of them failed: those before it still read the staging memory.
         copied.and(self.copied.record(stream))
     }
 
-    fn put<T: Plain>(&mut self, section: &Range<usize>, values: &[T]) {
-        self.put_at(section, 0, values);
-    }
-
-    fn put_at<T: Plain>(&mut self, section: &Range<usize>, index: usize, values: &[T]) {
-        let bytes = bytes_of(values);
-        let section = &mut self.staging.as_bytes_mut()[section.clone()];
-        section[index * size_of::<T>()..][..bytes.len()].copy_from_slice(bytes);
-    }
-
     fn put_lengths(&mut self, step: &Step) {
-        let layout = self.layout.clone();
         let mut q_starts: Vec<i32> = step.spans().iter().map(|span| span.q_start as i32).collect();
         q_starts.resize(self.sequences + 1, step.total_q() as i32);
         let mut kv_lens: Vec<i32> = step.spans().iter().map(|span| span.kv_len as i32).collect();
         kv_lens.resize(self.sequences, 0);
-        self.put(&layout.q_starts, &q_starts);
-        self.put(&layout.kv_lens, &kv_lens);
+        put(&mut self.staging, &self.layout.q_starts, 0, &q_starts);
+        put(&mut self.staging, &self.layout.kv_lens, 0, &kv_lens);
     }
 
     fn put_writes(&mut self, step: &Step, rope: Option<&Rope>) {
-        let layout = self.layout.clone();
+        let Resident { layout, staging, .. } = self;
         for (index, write) in step.writes().iter().enumerate() {
             let cell = Write { page: write.slot.page.0 as i32, row: write.slot.row as i32 };
-            self.put_at(&layout.writes, index, &[cell]);
+            put(staging, &layout.writes, index, &[cell]);
             if let Some(rope) = rope {
                 let turn = |(cos, sin): (f64, f64)| Turn { cos: cos as f32, sin: sin as f32 };
                 let turns: Vec<Turn> = rope.cos_sin(write.position).map(turn).collect();
-                self.put_at(&layout.turns, index * turns.len(), &turns);
+                put(staging, &layout.turns, index * turns.len(), &turns);
             }
         }
     }
@@ -228,21 +218,21 @@ impl Resident {
     /// Any mask as words: bit d of query t says that t sees draft token d. What lies before the
     /// draft is seen by all, so causal is the chain and full is every bit.
     fn put_tree(&mut self, step: &Step) {
-        let (tree, words) = (self.layout.tree.clone(), self.layout.tree_words);
+        let words = self.layout.tree_words;
         let mut rows = Vec::new();
         for span in step.spans() {
             rows.clear();
             rows.resize(span.q_len * words, 0);
             write_tree(&mut rows, step.mask(), span.q_start, words);
-            self.put_at(&tree, span.q_start * words, &rows);
+            put(&mut self.staging, &self.layout.tree, span.q_start * words, &rows);
         }
     }
 
     fn put_page_table(&mut self, step: &Step) {
-        let (table, max_pages) = (self.layout.page_table.clone(), self.layout.max_pages);
+        let Resident { layout, staging, .. } = self;
         for (index, span) in step.spans().iter().enumerate() {
             let ids: Vec<i32> = step.pages(span).iter().map(|page| page.0 as i32).collect();
-            self.put_at(&table, index * max_pages, &ids);
+            put(staging, &layout.page_table, index * layout.max_pages, &ids);
         }
     }
 
@@ -259,6 +249,13 @@ impl Drop for Resident {
         // The staging memory must not be freed under a copy; if the device fails there is none.
         let _ = self.copied.wait();
     }
+}
+
+/// Values into a section of the staging memory, from its element `index` on.
+fn put<T: Plain>(staging: &mut PinnedBuffer, section: &Range<usize>, index: usize, values: &[T]) {
+    let bytes = bytes_of(values);
+    let section = &mut staging.as_bytes_mut()[section.clone()];
+    section[index * size_of::<T>()..][..bytes.len()].copy_from_slice(bytes);
 }
 
 /// A draft's words, `[q_len, words]`, which are 0 before. Parents come before their children, so a row

@@ -54,7 +54,7 @@ impl CudaBackend {
         which: usize,
     ) -> Result<HostTensor, EngineError> {
         let (part, dtype) = (cache.parts()[which], cache.layout().dtype());
-        let (heads, width) = cache.part_widths()[which];
+        let (heads, width) = cache.layout().geometry().row().part_heads()[which];
         let shape = [&[slots.len()], &cache.layout().part_shapes()[which][2..]].concat();
         let mut host = HostTensor::zeros(dtype, &shape)
             .map_err(|_| EngineError::OutOfMemory { bytes: usize::MAX })?;
@@ -77,7 +77,9 @@ impl CudaBackend {
     /// One run of rows, part by part.
     pub(crate) fn copy_one(&self, cache: &CudaCache, copy: &RowCopy) -> Result<(), EngineError> {
         let size = cache.layout().dtype().bytes();
-        for (part, (heads, width)) in cache.parts().iter().zip(cache.part_widths()) {
+        for (part, (heads, width)) in
+            cache.parts().iter().zip(cache.layout().geometry().row().part_heads())
+        {
             if width == 0 || copy.rows == 0 {
                 continue;
             }

@@ -66,9 +66,15 @@ impl Row {
     /// The two parts a row is stored in, as elements per token: keys and values, or states and
     /// rope key.
     pub const fn parts(&self) -> [usize; 2] {
+        let [(first_heads, first), (second_heads, second)] = self.part_heads();
+        [first_heads * first, second_heads * second]
+    }
+
+    /// Heads of each part, and the width of one. A rope key counts as one head.
+    pub const fn part_heads(&self) -> [(usize, usize); 2] {
         match *self {
-            Row::Separate { heads, d_k, d_v } => [heads * d_k, heads * d_v],
-            Row::Tied { heads, s, r, .. } => [heads * s, r],
+            Row::Separate { heads, d_k, d_v } => [(heads, d_k), (heads, d_v)],
+            Row::Tied { heads, s, r, .. } => [(heads, s), (1, r)],
         }
     }
 }
