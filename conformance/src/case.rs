@@ -101,7 +101,7 @@ impl Case {
         if self.invariant {
             problem = problem.batch_invariant();
         }
-        match self.scenario.rope(problem.rotated_width())? {
+        match self.scenario.rope(problem.rotated_width(), self.seed)? {
             Some(rope) => Ok(problem.rotating(rope)?),
             None => Ok(problem),
         }

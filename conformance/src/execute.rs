@@ -72,7 +72,10 @@ impl<E: Into<Error>> From<E> for Halt {
 /// # Errors
 /// What the engine refuses, rows it overwrites, a status that is not ok.
 pub fn execute(engine: &AnyBackend, script: &Script) -> Result<Vec<Event>, Halt> {
-    let mut cache = engine.create_cache(script.layout)?;
+    let layers = 0..script.case.scenario.layers();
+    let mut caches =
+        layers.map(|_| engine.create_cache(script.layout)).collect::<Result<Vec<_>, _>>()?;
+    let mut layer = 0;
     let mut plan: Option<AnyPlan> = None;
     let mut events = Vec::new();
     for op in &script.ops {
@@ -90,31 +93,33 @@ pub fn execute(engine: &AnyBackend, script: &Script) -> Result<Vec<Event>, Halt>
                 plan = Some(engine.plan(call)?);
             }
             Op::Update { step } => engine.update(Update::new(current(&mut plan), step)?)?,
+            Op::Layer(to) => layer = *to,
             Op::Append { first, second, rotating } => {
                 let first = uploaded(engine, first)?;
                 let second = second.as_ref().map(|host| uploaded(engine, host)).transpose()?;
                 let (plan, second) = (&*current(&mut plan), second.as_ref());
+                let cache = &mut caches[layer];
                 engine.append(if *rotating {
-                    Append::rotating(plan, &mut cache, &first, second)?
+                    Append::rotating(plan, cache, &first, second)?
                 } else {
-                    Append::new(plan, &mut cache, &first, second)?
+                    Append::new(plan, cache, &first, second)?
                 })?;
             }
-            Op::Copy(copies) => engine.copy_rows(CopyRows::new(&mut cache, copies)?)?,
+            Op::Copy(copies) => engine.copy_rows(CopyRows::new(&mut caches[layer], copies)?)?,
             Op::Attend { q, question } => {
                 let plan = current(&mut plan);
                 let q = uploaded(engine, q)?;
                 let mut room = Room::new(engine, script, q.shape()[0])?;
                 let Room { o, lse, .. } = &mut room;
                 let lse = (!script.case.no_lse).then_some(lse);
-                engine.attend(Attend::new(plan, &q, &cache, o, lse)?)?;
+                engine.attend(Attend::new(plan, &q, &caches[layer], o, lse)?)?;
                 let output = room.read(engine, plan.planned().extent().total_q)?;
                 events.push(Event::Attended { question: *question, output });
             }
             Op::Merge => events.push(merge(engine, script, &events)?),
         }
     }
-    let [first, second] = engine.read_rows(ReadRows::new(&cache, &script.audit.slots)?)?;
+    let [first, second] = engine.read_rows(ReadRows::new(&caches[layer], &script.audit.slots)?)?;
     events.push(Event::Audited { first: first.to_f64(), second: second.to_f64() });
     if let Some(plan) = &plan {
         match engine.status(plan)? {

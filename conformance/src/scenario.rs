@@ -25,16 +25,37 @@ pub enum Scenario {
     Update,
     /// The same with tensors as large as the plan's capacity, as recorded calls need them.
     Replay,
+    /// One plan through the steps of a batch, in a model of two layers: some sequences, all of them,
+    /// none, all under another mask, some again; new rows appended where there are any.
+    Serve,
     /// As `Append`, with keys that the engine rotates, at positions with gaps.
     Rotate(RopeStyle),
 }
 
 /// Base of the rotations: frequencies from 1 down to a thousandth within narrow keys.
 const ROPE_BASE: f64 = 1_000.0;
+/// Contexts in which some of those frequencies turn often, some seldom and some in between.
+const LLAMA3: RopeScaling = RopeScaling::Llama3 {
+    factor: 8.0,
+    low_freq_factor: 1.0,
+    high_freq_factor: 4.0,
+    original_max_position: 256,
+};
+/// With a factor on cosine and sine that is not 1.
+const YARN: RopeScaling = RopeScaling::Yarn {
+    factor: 4.0,
+    beta_fast: 32.0,
+    beta_slow: 1.0,
+    mscale: 1.0,
+    mscale_all_dim: 0.0,
+    original_max_position: 512,
+    attention_factor: None,
+    truncate: true,
+};
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 10] = [
+    pub const ALL: [Scenario; 11] = [
         Scenario::Attend,
         Scenario::Append,
         Scenario::Truncate,
@@ -43,14 +64,26 @@ impl Scenario {
         Scenario::Merge,
         Scenario::Update,
         Scenario::Replay,
+        Scenario::Serve,
         Scenario::Rotate(RopeStyle::HalfSplit),
         Scenario::Rotate(RopeStyle::Interleaved),
     ];
 
-    /// The rope that keys are turned by, if they are.
-    pub(crate) fn rope(self, width: usize) -> Result<Option<Rope>, InvalidCase> {
+    /// The rope that keys are turned by, if they are: as trained for even seeds, scaled as published
+    /// models of its style scale it for odd ones.
+    pub(crate) fn rope(self, width: usize, seed: u64) -> Result<Option<Rope>, InvalidCase> {
         let Scenario::Rotate(style) = self else { return Ok(None) };
-        Ok(Some(Rope::new(style, width, ROPE_BASE, RopeScaling::None)?))
+        let scaling = match style {
+            _ if seed.is_multiple_of(2) => RopeScaling::None,
+            RopeStyle::HalfSplit => LLAMA3,
+            RopeStyle::Interleaved => YARN,
+        };
+        Ok(Some(Rope::new(style, width, ROPE_BASE, scaling)?))
+    }
+
+    /// Caches that the course attends to.
+    pub(crate) fn layers(self) -> usize {
+        if self == Scenario::Serve { 2 } else { 1 }
     }
 
     /// True if the queries' own tokens are appended, so that there are no more queries than cached
@@ -71,6 +104,7 @@ impl Scenario {
             Scenario::Merge => "merge",
             Scenario::Update => "update",
             Scenario::Replay => "replay",
+            Scenario::Serve => "serve",
             Scenario::Rotate(RopeStyle::HalfSplit) => "rotate:half",
             Scenario::Rotate(RopeStyle::Interleaved) => "rotate:interleaved",
         }

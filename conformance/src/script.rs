@@ -38,6 +38,8 @@ pub enum Op {
         /// What to.
         step: Step,
     },
+    /// From here on rows go to this layer's cache, and are read from it. A script begins with layer 0.
+    Layer(usize),
     /// Append by the current plan.
     Append {
         /// Keys or states, `[writes + SPARE_ROWS, h, _]`.
@@ -265,27 +267,31 @@ impl Inputs {
         let geometry = script.problem.geometry();
         let mut q = q.to_f64();
         q.truncate(step.total_q() * geometry.h_q() * geometry.width_k());
-        Ok(Inputs { problem: script.problem.clone(), cache: host.cache, step, q })
+        let cache = host.caches.swap_remove(host.layer);
+        Ok(Inputs { problem: script.problem.clone(), cache, step, q })
     }
 }
 
 /// The reference engine, as far as it is needed to move rows.
 struct Host<'a> {
     problem: &'a Problem,
-    cache: ReferenceCache,
+    caches: Vec<ReferenceCache>,
+    layer: usize,
     step: Option<Step>,
 }
 
 impl<'a> Host<'a> {
     fn new(script: &'a Script) -> Host<'a> {
-        let cache = ReferenceCache::new(script.layout);
-        Host { problem: &script.problem, cache, step: None }
+        let layers = 0..script.case.scenario.layers();
+        let caches = layers.map(|_| ReferenceCache::new(script.layout)).collect();
+        Host { problem: &script.problem, caches, layer: 0, step: None }
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), Error> {
         let engine = Reference::new();
         match op {
             Op::Plan { step, .. } | Op::Update { step } => self.step = Some(step.clone()),
+            Op::Layer(layer) => self.layer = *layer,
             Op::Append { first, second, rotating } => {
                 let step = self.step.as_ref().expect("a script plans before it appends");
                 let plan = engine.plan(Planning::new(self.problem, step))?;
@@ -296,14 +302,16 @@ impl<'a> Host<'a> {
                 };
                 let first = upload(first)?;
                 let second = second.as_ref().map(upload).transpose()?;
-                let cache = &mut self.cache;
+                let cache = &mut self.caches[self.layer];
                 engine.append(if *rotating {
                     Append::rotating(&plan, cache, &first, second.as_ref())?
                 } else {
                     Append::new(&plan, cache, &first, second.as_ref())?
                 })?;
             }
-            Op::Copy(copies) => engine.copy_rows(CopyRows::new(&mut self.cache, copies)?)?,
+            Op::Copy(copies) => {
+                engine.copy_rows(CopyRows::new(&mut self.caches[self.layer], copies)?)?;
+            }
             Op::Attend { .. } | Op::Merge => {}
         }
         Ok(())

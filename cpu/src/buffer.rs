@@ -74,7 +74,7 @@ pub(crate) struct Buffer {
     start: NonNull<u8>,
     bytes: usize,
     /// What to give back on drop; `None` for the caller's memory.
-    owned: Option<Layout>,
+    owned: Option<(NonNull<u8>, Layout)>,
 }
 
 // SAFETY: a buffer is the only handle to its memory (for the caller's memory, its constructor asks
@@ -91,13 +91,19 @@ impl Buffer {
         if bytes == 0 {
             return Ok(Buffer::empty());
         }
-        let Ok(layout) = Layout::from_size_align(bytes, ALIGN) else {
+        // Not aligned by the allocator, which then writes the zeros itself and touches every page.
+        let room = bytes.checked_add(ALIGN - 1);
+        let Some(layout) = room.and_then(|room| Layout::array::<u128>(room.div_ceil(16)).ok())
+        else {
             return Err(out_of_memory);
         };
         // SAFETY: the layout's size is not 0.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or(out_of_memory)?;
-        Ok(Buffer { start, bytes, owned: Some(layout) })
+        let given = unsafe { alloc_zeroed(layout) };
+        let given = NonNull::new(given).ok_or(out_of_memory)?;
+        let skipped = given.align_offset(ALIGN);
+        // SAFETY: at most ALIGN - 1 bytes are skipped, and the layout has so many beside `bytes`.
+        let start = unsafe { given.add(skipped) };
+        Ok(Buffer { start, bytes, owned: Some((given, layout)) })
     }
 
     /// No bytes, for which any aligned address is right.
@@ -139,9 +145,9 @@ struct Line;
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(layout) = self.owned {
-            // SAFETY: `start` came from the allocator with this very layout, once.
-            unsafe { dealloc(self.start.as_ptr(), layout) }
+        if let Some((given, layout)) = self.owned {
+            // SAFETY: `given` came from the allocator with this very layout, once.
+            unsafe { dealloc(given.as_ptr(), layout) }
         }
     }
 }

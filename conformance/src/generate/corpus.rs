@@ -24,9 +24,10 @@ pub struct Named {
 }
 
 /// Files of the corpus, by theme.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("heads", include_str!("../../corpus/heads.toml")),
     ("paging", include_str!("../../corpus/paging.toml")),
+    ("sizes", include_str!("../../corpus/sizes.toml")),
     ("speculative", include_str!("../../corpus/speculative.toml")),
     ("empty", include_str!("../../corpus/empty.toml")),
     ("numbers", include_str!("../../corpus/numbers.toml")),

@@ -11,7 +11,7 @@ use crate::fill::{Filler, Token, TokenRow};
 use crate::scenario::Scenario;
 use crate::states::States;
 use grouped_attention::{
-    HostTensor, Mask, MaskKind, Problem, RopeStyle, Row, SequenceId, Slot, Step, Write,
+    HostTensor, Mask, MaskKind, Problem, Rope, RopeStyle, Row, SequenceId, Slot, Step, Write,
 };
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -19,8 +19,8 @@ use std::rc::Rc;
 /// A token that a sequence should hold.
 #[derive(Clone, Debug)]
 struct Held {
-    /// As it is given to the engine.
-    row: Rc<TokenRow>,
+    /// As it is given to the engine, in each layer.
+    rows: Vec<Rc<TokenRow>>,
     /// What a rotating append turns its key by.
     position: i64,
 }
@@ -44,6 +44,8 @@ pub(super) struct Builder<'a> {
     pool: Pool,
     live: Vec<Live>,
     ops: Vec<Op>,
+    /// Whose cache operations and questions are about.
+    layer: usize,
     questions: Vec<Question>,
     /// Cells that hold NaN still.
     poisoned: HashSet<Slot>,
@@ -95,6 +97,7 @@ impl<'a> Builder<'a> {
             arrangement,
             live: Vec::new(),
             ops: Vec::new(),
+            layer: 0,
             questions: Vec::new(),
             poisoned: HashSet::new(),
         })
@@ -115,6 +118,7 @@ impl<'a> Builder<'a> {
             Scenario::Merge => self.merge()?,
             Scenario::Update => self.update(false)?,
             Scenario::Replay => self.update(true)?,
+            Scenario::Serve => self.serve()?,
         }
         Ok(Script {
             audit: self.audit()?,
@@ -137,8 +141,18 @@ impl<'a> Builder<'a> {
         let writes = cells.into_iter().map(|slot| Write { slot, position: 0 }).collect();
         let step = Step::new(self.arrangement.page_size, &[], Mask::Full)?.writing(writes)?;
         self.ops.push(Op::Plan { step, capacity: None });
-        self.ops.push(append);
+        for layer in 0..self.case.scenario.layers() {
+            self.turn_to(layer);
+            self.ops.push(append.clone());
+        }
         Ok(())
+    }
+
+    fn turn_to(&mut self, layer: usize) {
+        if layer != self.layer {
+            self.layer = layer;
+            self.ops.push(Op::Layer(layer));
+        }
     }
 
     /// Tokens in their cells, and NaN where nothing was ever written.
@@ -162,12 +176,13 @@ impl<'a> Builder<'a> {
 
     fn stored(&self, token: &Held) -> StoredRow {
         let rotation = self.problem.rope().map(|rope| {
+            let magnitude = magnitude(rope);
             let pairs = |key: &[f64]| -> Vec<f64> {
                 let other = |c: usize| key[partner(rope.style(), c, key.len())];
-                let of = |(c, x): (usize, &f64)| 4.0 * (x.abs() + other(c).abs());
+                let of = |(c, x): (usize, &f64)| 4.0 * magnitude * (x.abs() + other(c).abs());
                 key.iter().enumerate().map(of).collect()
             };
-            let TokenRow { first, second } = &*token.row;
+            let TokenRow { first, second } = &*token.rows[self.layer];
             match self.problem.geometry().row() {
                 Row::Separate { d_k, .. } => TokenRow {
                     first: first.chunks_exact(d_k).flat_map(pairs).collect(),
@@ -200,7 +215,11 @@ impl<'a> Builder<'a> {
         let step = Step::new(self.arrangement.page_size, &[], Mask::Full)?;
         let step = step.writing(self.writes(&cells)?)?;
         self.ops.push(Op::Plan { step, capacity: None });
-        self.push_append(&cells)
+        for layer in 0..self.case.scenario.layers() {
+            self.turn_to(layer);
+            self.push_append(&cells)?;
+        }
+        Ok(())
     }
 
     /// A sequence with what it shares with the first one: nothing, or whole pages.
@@ -219,11 +238,16 @@ impl<'a> Builder<'a> {
     }
 
     fn token(&self, live: &Live, position: usize, draft: u64) -> Held {
-        let token = Token { sequence: live.content, position, draft };
-        let row = Rc::new(self.filler.row(token, live.lens));
+        // Layers differ as drafts do.
+        let row = |layer: usize| {
+            let draft = draft + 1_000 * layer as u64;
+            let token = Token { sequence: live.content, position, draft };
+            Rc::new(self.filler.row(token, live.lens))
+        };
+        let rows = (0..self.case.scenario.layers()).map(row).collect();
         // Gaps, and offsets that differ by sequence: nothing may be taken from the cache position.
         let rotated_by = 3 * position as i64 + 1_001 * live.content as i64 - 50;
-        Held { row, position: rotated_by }
+        Held { rows, position: rotated_by }
     }
 
     /// Cells of `(live, position)` pairs.
@@ -239,7 +263,8 @@ impl<'a> Builder<'a> {
 
     /// Appends the tokens at `(live, position)` pairs by the current plan.
     fn push_append(&mut self, cells: &[(usize, usize)]) -> Result<(), InvalidCase> {
-        let held = cells.iter().map(|&(live, at)| Rc::clone(&self.live[live].tokens[at].row));
+        let held =
+            cells.iter().map(|&(live, at)| Rc::clone(&self.live[live].tokens[at].rows[self.layer]));
         let held: Vec<Rc<TokenRow>> = held.collect();
         let rows: Vec<&TokenRow> = held.iter().map(|row| &**row).collect();
         let rotating = matches!(self.case.scenario, Scenario::Rotate(_));
@@ -300,7 +325,10 @@ impl<'a> Builder<'a> {
                 self.poisoned.remove(&Slot { row, ..copy.to });
             }
         }
-        self.ops.push(Op::Copy(placed));
+        for layer in 0..self.case.scenario.layers() {
+            self.turn_to(layer);
+            self.ops.push(Op::Copy(placed.clone()));
+        }
     }
 
     /// Every sequence with its case's number of queries at its end.
@@ -409,7 +437,7 @@ impl<'a> Builder<'a> {
 
     /// A token as the cache should hold it.
     fn rotated(&self, token: &Held) -> TokenRow {
-        let mut row = (*token.row).clone();
+        let mut row = (*token.rows[self.layer]).clone();
         if let Some(rope) = self.problem.rope() {
             match self.problem.geometry().row() {
                 Row::Separate { d_k, .. } => {
@@ -422,6 +450,11 @@ impl<'a> Builder<'a> {
         }
         row
     }
+}
+
+/// The factor on cosine and sine.
+fn magnitude(rope: &Rope) -> f64 {
+    rope.cos_sin(0).next().map_or(1.0, |(cos, _)| cos)
 }
 
 /// The other element of the pair that element `c` of `width` is in.

@@ -2,6 +2,7 @@
 
 use super::{Asking, Builder, Live};
 use crate::case::InvalidCase;
+use crate::draft::{Draft, MaskShape};
 use crate::noise::Noise;
 use crate::script::{Capacity, Op};
 use grouped_attention::{Extent, MaskKind, Step};
@@ -121,6 +122,86 @@ impl Builder<'_> {
             self.ask(asking, parents.as_deref(), draft, spare)?;
         }
         Ok(())
+    }
+}
+
+impl Builder<'_> {
+    /// One plan, sized for all that is to come, through five steps of a batch in two layers.
+    pub(super) fn serve(&mut self) -> Result<(), InvalidCase> {
+        let some = self.live.len().div_ceil(2);
+        for live in 0..some {
+            self.grow(live, self.live[live].lens.q, 0)?;
+        }
+        let (mask, other) = (self.case.mask.clone(), other_mask(&self.case.mask));
+        self.serve_step(some, &mask, 0, Some(self.most()))?;
+        self.grow_all(1)?;
+        self.serve_step(self.live.len(), &mask, 1, None)?;
+        self.serve_step(0, &mask, 2, None)?;
+        self.serve_step(self.live.len(), &other, 3, None)?;
+        self.serve_step(some, &mask, 4, None)
+    }
+
+    /// What no step of [`serve`](Self::serve) exceeds.
+    fn most(&self) -> Capacity {
+        let lens = || self.live.iter().map(|live| live.lens);
+        let total_q = lens().map(|lens| lens.q).sum();
+        let extent = Extent {
+            sequences: self.live.len(),
+            total_q,
+            max_q_len: lens().map(|lens| lens.q).max().unwrap_or(0),
+            max_kv_len: lens().map(|lens| lens.kv + lens.q).max().unwrap_or(0),
+            writes: total_q,
+        };
+        Capacity { extent, replayed: false }
+    }
+
+    /// The first `count` sequences attend in each layer; the first two steps append their rows.
+    fn serve_step(
+        &mut self,
+        count: usize,
+        mask: &MaskShape,
+        number: u64,
+        capacity: Option<Capacity>,
+    ) -> Result<(), InvalidCase> {
+        let asking = &self.everyone()[..count];
+        let drafts: Vec<(usize, usize)> =
+            asking.iter().map(|one| (self.live[one.live].content, one.q_len)).collect();
+        let parents = mask.parents(&drafts, self.case.seed);
+        let kind = match (mask, parents.as_deref()) {
+            (_, Some(parents)) => MaskKind::Tree(parents),
+            (MaskShape::Causal, None) => MaskKind::Causal,
+            (MaskShape::Full | MaskShape::Tree(_), None) => MaskKind::Full,
+        };
+        let appending = number < 2;
+        let own = |one: &Asking| {
+            let live = one.live;
+            (one.end - one.q_len..one.end).map(move |position| (live, position))
+        };
+        let cells: Vec<(usize, usize)> = asking.iter().flat_map(own).collect();
+        let mut step = self.step(asking, kind)?;
+        if appending {
+            step = step.writing(self.writes(&cells)?)?;
+        }
+        self.ops.push(match capacity {
+            Some(capacity) => Op::Plan { step, capacity: Some(capacity) },
+            None => Op::Update { step },
+        });
+        for layer in 0..self.case.scenario.layers() {
+            self.turn_to(layer);
+            if appending {
+                self.push_append(&cells)?;
+            }
+            self.ask_under(asking, kind, number, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// A mask of another kind.
+fn other_mask(mask: &MaskShape) -> MaskShape {
+    match mask {
+        MaskShape::Causal => MaskShape::Tree(Draft::Random),
+        MaskShape::Full | MaskShape::Tree(_) => MaskShape::Causal,
     }
 }
 

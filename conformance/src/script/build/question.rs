@@ -1,6 +1,6 @@
 //! What the oracle is asked: the same attention over the tokens that sequences should hold.
 
-use super::{Asking, Builder, partner};
+use super::{Asking, Builder, magnitude, partner};
 use crate::case::InvalidCase;
 use crate::fill::TokenRow;
 use crate::script::{Question, Rotation, maxima};
@@ -56,12 +56,14 @@ impl Builder<'_> {
                 let rotated = self.rotated(token);
                 for row in span.q_start * h_q..(span.q_start + span.q_len) * h_q {
                     let head = geometry.cached_head(row % h_q);
-                    let (x, y, nope) = key_parts(geometry.row(), head, &token.row, &rotated);
+                    let given = &token.rows[self.layer];
+                    let (x, y, nope) = key_parts(geometry.row(), head, given, &rotated);
                     let q = &q[row * width + nope..][..x.len()];
                     let (mut relative, mut stored) = (0.0, 0.0);
                     for (c, (q, y)) in q.iter().zip(y).enumerate() {
                         let pair = x[c].abs() + x[partner(rope.style(), c, x.len())].abs();
-                        relative += q.abs() * 4.0 * pair * (1.0 + dtype.unit_roundoff());
+                        relative +=
+                            q.abs() * 4.0 * magnitude(rope) * pair * (1.0 + dtype.unit_roundoff());
                         // Once for the engine's rounding, once for the oracle's.
                         stored += q.abs() * 2.0 * stored_once(*y);
                     }
