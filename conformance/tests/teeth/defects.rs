@@ -7,7 +7,8 @@ use grouped_attention::{
 
 /// Every broken engine: what is wrong, and the right engine with that replaced.
 pub(crate) fn defects() -> Vec<(&'static str, Bend)> {
-    [masks(), heads(), pages(), lengths(), rows(), softmax(), precision(), caches()].concat()
+    [masks(), heads(), pages(), lengths(), rows(), softmax(), precision(), caches(), limits()]
+        .concat()
 }
 
 fn masks() -> Vec<(&'static str, Bend)> {
@@ -503,4 +504,68 @@ fn rebuilt_spans(step: &Step, keep: impl Fn(&Span) -> bool) -> Step {
     let new = Step::new(step.page_size(), &sequences, step.mask().clone());
     let new = new.and_then(|new| new.writing(step.writes().to_vec()));
     new.expect("other pages or fewer sequences of a legal step are one")
+}
+
+/// Limits that kernels build in: right up to some size, and wrong past it.
+fn limits() -> Vec<(&'static str, Bend)> {
+    vec![
+        (
+            "keeps paths of sixteen tokens",
+            Bend { sees: |s, p, t, j| s.sees(p, t, j) && near_ancestor(s, p, t, j), ..RIGHT },
+        ),
+        (
+            "keeps ancestors in 128 bits",
+            Bend {
+                sees: |s, p, t, j| s.sees(p, t, j) && (!is_tree(s) || j + p.q_len < p.kv_len + 128),
+                ..RIGHT
+            },
+        ),
+        ("takes 4096 tokens", Bend { sees: |s, p, t, j| s.sees(p, t, j) && j < 4096, ..RIGHT }),
+        (
+            "takes 64 sequences",
+            Bend { kv_len: |s, b| if b < 64 { (RIGHT.kv_len)(s, b) } else { 0 }, ..RIGHT },
+        ),
+        (
+            "takes keys of 128 elements",
+            Bend {
+                key: |g, h, a, b| {
+                    let mut key = (RIGHT.key)(g, h, a, b);
+                    if matches!(g.row(), Row::Separate { .. }) && key.len() > 128 {
+                        key[128..].fill(0.0);
+                    }
+                    key
+                },
+                ..RIGHT
+            },
+        ),
+        (
+            "takes four cached heads where they have groups",
+            Bend {
+                head: |g, i| {
+                    if g.group() > 1 { g.cached_head(i) % 4 } else { g.cached_head(i) }
+                },
+                ..RIGHT
+            },
+        ),
+        ("writes 65535 rows", Bend { rows: |rows| rows.min(65_535), ..RIGHT }),
+        (
+            "turns by positions of 16 bits",
+            Bend { write: |w| Write { position: i64::from(w.position as i16), ..*w }, ..RIGHT },
+        ),
+        (
+            "appends after an update where it did before",
+            Bend {
+                update: |old, new| {
+                    new.clone().writing(old.writes().to_vec()).expect("legal once, legal again")
+                },
+                ..RIGHT
+            },
+        ),
+    ]
+}
+
+fn near_ancestor(step: &Step, span: &Span, t: usize, j: usize) -> bool {
+    let Mask::Tree(tree) = step.mask() else { return true };
+    let Some(local) = (j + span.q_len).checked_sub(span.kv_len) else { return true };
+    tree.path(span.q_start, t).take(16).any(|ancestor| ancestor == local)
 }
