@@ -59,5 +59,25 @@ fn names_and_lines_that_are_no_case() {
     insta::assert_snapshot!(error("gla h_q=4 h=2 s=8 n=8 r=4 kv=5 scale=1"), @r#"error: "gla h_q=4 h=2 s=8 n=8 r=4 kv=5 scale=1": q= is missing"#);
     insta::assert_snapshot!(error("gla h_q=4 h=3 s=8 n=8 r=4 q=1 kv=5 scale=1"), @r#"error: "gla h_q=4 h=3 s=8 n=8 r=4 q=1 kv=5 scale=1": 3 cached heads do not divide 4 query heads"#);
     insta::assert_snapshot!(error("gla h_q=2 h=2 s=8 n=8 r=4 dtype=bf16 page=16 q=1 kv=5 scale=1 far"), @r#"error: "gla h_q=2 h=2 s=8 n=8 r=4 dtype=bf16 page=16 q=1 kv=5 mask=causal scale=1 fill=gaussian do=attend seed=0 far": its cache reaches past 2^31 elements, so a file of it would have 6 GB: judge an engine by it in memory, through the suite"#);
+    insta::assert_snapshot!(error("mla h_q=1 h=1 s=8 n=8 r=1 page=1000000000000 q=1 kv=3 scale=1"), @r#"error: "mla h_q=1 h=1 s=8 n=8 r=1 dtype=f32 page=1000000000000 q=1 kv=3 mask=causal scale=1 fill=gaussian do=attend seed=0": its cache has 18000000000000 elements, and files of at most 268435456 are made: judge an engine by it in memory, through the suite"#);
+    assert!(
+        error("mha h_q=1 h=1 d_k=8 d_v=8 q=1 kv=3000000000 scale=1").contains("files of at most")
+    );
     assert!(folder.names().is_empty());
+}
+
+/// A reader that has gone away is no failure; a device that is full is one, in a sentence.
+#[cfg(unix)]
+#[test]
+fn output_that_cannot_be_written() {
+    let run = |shell: &str| {
+        let script = shell.replace("oracle", env!("CARGO_BIN_EXE_oracle"));
+        std::process::Command::new("bash").args(["-c", &script]).output().unwrap()
+    };
+    let closed = run("oracle list | true; exit ${PIPESTATUS[0]}");
+    assert_eq!((closed.status.code(), closed.stderr.as_slice()), (Some(0), &b""[..]));
+    let full = run("oracle list > /dev/full");
+    assert_eq!(full.status.code(), Some(2));
+    let said = String::from_utf8(full.stderr).unwrap();
+    assert!(said.starts_with("error: standard output: ") && said.lines().count() == 1, "{said}");
 }

@@ -2,7 +2,7 @@
 
 use crate::arithmetic::Stated;
 use crate::attend::{Rounding, read_case};
-use crate::exit::{Failure, OUT_OF_BOUND};
+use crate::exit::{Failure, OUT_OF_BOUND, print};
 use crate::files;
 use clap::Args;
 use grouped_attention::{Arithmetic, Attended, Dtype};
@@ -50,7 +50,7 @@ impl Compare {
         if comparison.numbers == 0 && unjudged > 0 {
             return Err(Failure::NothingJudged);
         }
-        report(&comparison);
+        report(&comparison)?;
         let status = if comparison.passed() { 0 } else { OUT_OF_BOUND };
         Ok(ExitCode::from(status))
     }
@@ -97,11 +97,11 @@ fn unjudged(attended: &Attended, tolerance: &Tolerance, width_v: usize) -> usize
     finite.filter(|(_, stats)| !tolerance.row(stats, 0.0).applies()).count()
 }
 
-fn report(comparison: &Comparison) {
+fn report(comparison: &Comparison) -> Result<(), Failure> {
     let Comparison { rows, rows_without_numbers, numbers, violations, .. } = comparison;
     for worst in comparison.worst.iter().flatten() {
-        println!("worst {worst}");
+        print(format_args!("worst {worst}\n"))?;
     }
-    println!("{rows} rows compared by number, {rows_without_numbers} not");
-    println!("{violations} of {numbers} numbers out of bound");
+    print(format_args!("{rows} rows compared by number, {rows_without_numbers} not\n"))?;
+    print(format_args!("{violations} of {numbers} numbers out of bound\n"))
 }

@@ -3,7 +3,8 @@
 use crate::generate::NoCase;
 use grouped_attention::{EngineError, Error};
 use grouped_attention_conformance::file::{FileError, RunError};
-use std::io;
+use std::fmt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,6 +15,16 @@ const BAD_INPUT: u8 = 2;
 /// An engine that cannot.
 const ENGINE: u8 = 3;
 
+/// Writes to standard output. A reader that has gone away has what it wanted, and the status stays that
+/// of the verdict.
+pub(crate) fn print(text: fmt::Arguments<'_>) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_fmt(text).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Why a command could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -23,6 +34,8 @@ pub(crate) enum Failure {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Run { path: PathBuf, source: RunError },
+    #[error("standard output: {0}")]
+    Output(io::Error),
     #[error("nothing could be judged: the stated arithmetic implies no bound for any row")]
     NothingJudged,
     #[error(transparent)]

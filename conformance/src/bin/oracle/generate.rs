@@ -1,11 +1,11 @@
 //! `oracle gen` and `oracle list`: inputs for kernels.
 
-use crate::exit::Failure;
+use crate::exit::{Failure, print};
 use crate::files;
 use clap::Args;
 use grouped_attention_conformance::file::{CaseFile, Writer};
 use grouped_attention_conformance::generate::corpus::{self, Named};
-use grouped_attention_conformance::{Case, Inputs, InvalidCase, Script};
+use grouped_attention_conformance::{Case, Inputs, InvalidCase, Lens, Script};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,6 +37,23 @@ pub(crate) enum NoCase {
          judge an engine by it in memory, through the suite"
     )]
     Far { line: String, gigabytes: usize },
+    #[error(
+        "{line:?}: its cache has {elements} elements, and files of at most {MOST_ELEMENTS} are made: \
+         judge an engine by it in memory, through the suite"
+    )]
+    Large { line: String, elements: usize },
+}
+
+/// Elements of a cache that is written to a file: 2 GB while it is made, in f64.
+const MOST_ELEMENTS: usize = 1 << 28;
+
+/// Elements of the cache of a case, its sequences' last pages and a spare one included.
+fn elements(case: &Case) -> usize {
+    let room = |lens: &Lens| lens.kv.saturating_add(lens.q).saturating_add(case.page_size);
+    let pages = case.lens.iter().map(|lens| room(lens).div_ceil(case.page_size.max(1)));
+    let pages = pages.fold(0_usize, usize::saturating_add);
+    let row = case.geometry.row().elements();
+    pages.saturating_mul(case.page_size).saturating_mul(row)
 }
 
 impl Generate {
@@ -51,6 +68,10 @@ impl Generate {
         };
         let line = case.to_string();
         let illegal = |source| NoCase::Line { line: line.clone(), source };
+        let elements = elements(&case);
+        if elements > MOST_ELEMENTS {
+            return Err(NoCase::Large { line, elements }.into());
+        }
         let script = Script::new(&case).map_err(illegal)?;
         if case.far {
             let gigabytes = script.layout.bytes().div_ceil(1_000_000_000);
@@ -70,7 +91,7 @@ impl Generate {
 impl List {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         for Named { name, why, case } in corpus::corpus().map_err(NoCase::from)? {
-            println!("{name}\n    {case}\n    {why}");
+            print(format_args!("{name}\n    {case}\n    {why}\n"))?;
         }
         Ok(ExitCode::SUCCESS)
     }
