@@ -63,6 +63,7 @@ impl Call {
                 }
                 Op::Attend { q, .. } => queries = Some(put(q)),
                 Op::Merge => {}
+                Op::Layer(_) => unreachable!("only `do=serve` has two layers, and none is timed"),
             }
         }
         let (plan, q) = (plan.unwrap(), queries.unwrap());
