@@ -120,6 +120,7 @@ struct SharedMemory {
   Stage stages[Traits::STAGES];
   Ring<Traits::STAGES> ring;
   Poison<TILE_TOKENS> poison[Traits::STAGES];
+  ResultRows result[Traits::CONSUMER_GROUPS];
 };
 static_assert(sizeof(SharedMemory) <= Traits::SHARED_LIMIT);
 
@@ -238,6 +239,7 @@ struct Consumer {
     ptx::copy_wait_all();
     ptx::fence_proxy_async();
     ptx::named_barrier_sync(BARRIER_GROUP + group, 128);
+    find_rows(shared.result[group], a, item, first_row, Traits::ROWS, Traits::S);
   }
 
   // Waits for the tile at `kv` in the cursor's stage and makes it fit to be multiplied.
@@ -291,8 +293,8 @@ struct Consumer {
     resolve_weightless(a, item, thread_row + 8, factor[1], lse_log2[1]);
     // The queries are done with, and make room for the result.
     ptx::named_barrier_sync(BARRIER_GROUP + group, 128);
-    store_group<Number>(a, item, first_row, Traits::ROWS, Traits::S, 0, shared.queries[group], o,
-                        factor, lse_log2, true);
+    store_group<Number>(a, item, shared.result[group], first_row, Traits::ROWS, Traits::S, 0,
+                        shared.queries[group], o, factor, lse_log2, true);
   }
 };
 
