@@ -91,7 +91,8 @@ impl Buffer {
         if bytes == 0 {
             return Ok(Buffer::empty());
         }
-        // Not aligned by the allocator, which then writes the zeros itself and touches every page.
+        // Asked for more alignment than it gives anyway, the allocator writes the zeros itself, and so
+        // touches every page: what is aligned to a line is found within a little more memory.
         let room = bytes.checked_add(ALIGN - 1);
         let Some(layout) = room.and_then(|room| Layout::array::<u128>(room.div_ceil(16)).ok())
         else {
