@@ -38,6 +38,7 @@ mod plan;
 mod prepared;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod product;
+mod requests;
 mod rows;
 mod schedule;
 mod softmax;

@@ -14,11 +14,13 @@ use crate::amx::cpuid;
 use crate::lanes::{Avx512, Lanes};
 use crate::pack::{even, load, odd, words};
 use crate::prepared::{Paired, Prepared};
+use crate::requests::Requests;
 use crate::rows::Matrix;
 use crate::schedule::BLOCK;
-use crate::strip::{Strip, Wanted};
+use crate::strip::Strip;
 use half::bf16;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Elements of a vector.
 pub(crate) const UNIT: usize = 32;
@@ -28,6 +30,9 @@ const ROWS: usize = 4;
 
 /// Positions that share what is loaded of the queries.
 const POSITIONS: usize = 4;
+
+/// Positions whose keys, in the first-level cache, meet one tile of rows after the other.
+const RUN: usize = 16;
 
 /// Proof that the processor has AVX-512 with BF16.
 #[derive(Clone, Copy, Debug)]
@@ -62,60 +67,105 @@ impl Pairs {
         rows: usize,
         keys: [(Strip<'_, bf16>, usize); 2],
         scores: &mut [f32],
-        wanted: [Wanted<'_, bf16>; 2],
+        requests: &mut Requests<'_, bf16>,
         prepared: &mut Prepared,
     ) {
         let scores = &mut scores.as_chunks_mut::<BLOCK>().0[..rows];
         if Prepared::turning_pays(rows, &keys) {
-            return prepared.scores(self.0, q, keys.map(|(strip, _)| strip), scores, wanted);
+            return prepared.scores(self.0, q, keys.map(|(strip, _)| strip), scores, requests);
         }
-        let positions = keys[0].0.len();
-        let mut j = 0;
-        while j + POSITIONS <= positions {
-            self.score_positions::<POSITIONS>(q, keys, j, scores, wanted);
-            j += POSITIONS;
-        }
-        while j < positions {
-            self.score_positions::<1>(q, keys, j, scores, wanted);
-            j += 1;
+        // Code for partial units takes registers even where it never runs.
+        if keys.iter().all(|(strip, _)| strip.width().is_multiple_of(UNIT)) {
+            self.score_all::<false>(q, keys, scores, requests);
+        } else {
+            self.score_all::<true>(q, keys, scores, requests);
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    fn score_positions<const T: usize>(
+    fn score_all<const TAILS: bool>(
         self,
         q: Matrix<'_, bf16>,
         keys: [(Strip<'_, bf16>, usize); 2],
-        j: usize,
         scores: &mut [[f32; BLOCK]],
-        wanted: [Wanted<'_, bf16>; 2],
+        requests: &mut Requests<'_, bf16>,
     ) {
-        let tiles = scores.len().div_ceil(ROWS);
-        for (tile, out) in scores.chunks_mut(ROWS).enumerate() {
-            let q = q.after(tile * ROWS);
-            // An equal share of the rows for each tile.
-            let asked = j + tile * T / tiles..j + (tile + 1) * T / tiles;
-            asked.for_each(|j| wanted.iter().for_each(|wanted| wanted.ask(self.0, j)));
-            match out.len() {
-                1 => self.score_tile::<1, T>(q, keys, j, out),
-                2 => self.score_tile::<2, T>(q, keys, j, out),
-                3 => self.score_tile::<3, T>(q, keys, j, out),
-                _ => self.score_tile::<ROWS, T>(q, keys, j, out),
+        let positions = keys[0].0.len();
+        for first in (0..positions).step_by(RUN) {
+            let run = first..positions.min(first + RUN);
+            for (tile, out) in scores.chunks_mut(ROWS).enumerate() {
+                let (q, run) = (q.after(tile * ROWS), run.clone());
+                match out.len() {
+                    1 => self.score_run::<1, TAILS>(q, keys, run, out, requests),
+                    2 => self.score_run::<2, TAILS>(q, keys, run, out, requests),
+                    3 => self.score_run::<3, TAILS>(q, keys, run, out, requests),
+                    _ => self.score_run::<ROWS, TAILS>(q, keys, run, out, requests),
+                }
             }
         }
     }
 
-    /// R queries against T positions.
+    /// R queries against some positions.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    fn score_tile<const R: usize, const T: usize>(
+    fn score_run<const R: usize, const TAILS: bool>(
+        self,
+        q: Matrix<'_, bf16>,
+        keys: [(Strip<'_, bf16>, usize); 2],
+        run: Range<usize>,
+        scores: &mut [[f32; BLOCK]],
+        requests: &mut Requests<'_, bf16>,
+    ) {
+        let scores = scores.first_chunk_mut::<R>().expect("as many rows");
+        let mut units = 0;
+        for (strip, skip) in &keys {
+            q.check(R, skip + strip.width());
+            units += strip.width().div_ceil(UNIT);
+        }
+        let mut share = requests.share(self.0, run.len() * units, run.len().div_ceil(POSITIONS));
+        let mut j = run.start;
+        while j + POSITIONS <= run.end {
+            share.ask(self.0);
+            // SAFETY: `check` has seen the queries' rows.
+            let sums = unsafe { self.products::<R, POSITIONS, TAILS>(q, keys, j) };
+            let mut all = [[_mm512_setzero_ps(); POSITIONS]; ROWS];
+            all[..R].copy_from_slice(&sums);
+            let all = add_across(all.as_flattened().first_chunk().expect("sixteen sums"));
+            let quarters = [
+                _mm512_castps512_ps128(all),
+                _mm512_extractf32x4_ps::<1>(all),
+                _mm512_extractf32x4_ps::<2>(all),
+                _mm512_extractf32x4_ps::<3>(all),
+            ];
+            for (row, quarter) in scores.iter_mut().zip(quarters) {
+                let out = row[j..].first_chunk_mut::<POSITIONS>().expect("positions of the block");
+                // SAFETY: the array is as long as the store.
+                unsafe { _mm_storeu_ps(out.as_mut_ptr(), quarter) }
+            }
+            j += POSITIONS;
+        }
+        for j in j..run.end {
+            // SAFETY: as above.
+            let sums = unsafe { self.products::<R, 1, TAILS>(q, keys, j) };
+            for (row, [sum]) in scores.iter_mut().zip(sums) {
+                row[j] = self.0.sum(sum);
+            }
+        }
+    }
+
+    /// The products of R queries and T positions from `j` on, to be added across lanes.
+    ///
+    /// # Safety
+    /// There must be R queries of as many elements as the keys take.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn products<const R: usize, const T: usize, const TAILS: bool>(
         self,
         q: Matrix<'_, bf16>,
         keys: [(Strip<'_, bf16>, usize); 2],
         j: usize,
-        scores: &mut [[f32; BLOCK]],
-    ) {
+    ) -> [[__m512; T]; R] {
         let mut sums = [[_mm512_setzero_ps(); T]; R];
         for (strip, skip) in keys {
             let width = strip.width();
@@ -127,7 +177,6 @@ impl Pairs {
                 *row = strip.row(j + t);
             }
             let whole = width / UNIT * UNIT;
-            assert!((R - 1) * q.stride + skip + width <= q.cells.len(), "rows of the queries");
             let mut at = 0;
             while at < whole {
                 let mut unit = [_mm512_setzero_si512(); T];
@@ -136,7 +185,7 @@ impl Pairs {
                     unit[t] = unsafe { unit_at(rows[t], at) };
                 }
                 for r in 0..R {
-                    // SAFETY: the assertion has seen R rows of so many elements.
+                    // SAFETY: the caller's promise.
                     let q = unsafe { unit_at(q.cells, r * q.stride + skip + at) };
                     for t in 0..T {
                         sums[r][t] = dot(sums[r][t], q, unit[t]);
@@ -144,7 +193,7 @@ impl Pairs {
                 }
                 at += UNIT;
             }
-            if whole < width {
+            if TAILS && whole < width {
                 for t in 0..T {
                     let unit = load(&rows[t][whole..]);
                     for r in 0..R {
@@ -154,20 +203,7 @@ impl Pairs {
                 }
             }
         }
-        if R == ROWS && T == POSITIONS {
-            let all = sums.as_flattened().first_chunk().expect("sixteen sums");
-            let mut out = [0.0; 16];
-            self.0.store(&mut out, add_across(all));
-            for (row, out) in scores.iter_mut().zip(out.as_chunks().0) {
-                *row[j..].first_chunk_mut::<POSITIONS>().expect("positions of the block") = *out;
-            }
-            return;
-        }
-        for (row, sums) in scores.iter_mut().zip(&sums) {
-            for (score, sum) in row[j..].iter_mut().zip(sums) {
-                *score = self.0.sum(*sum);
-            }
-        }
+        sums
     }
 
     /// Rounds the probabilities of `rows` rows to bf16: pairs of positions, in the first half of each
@@ -197,39 +233,36 @@ impl Pairs {
         values: Strip<'_, bf16>,
         o: &mut [f32],
         o_stride: usize,
-        wanted: Wanted<'_, bf16>,
+        requests: &mut Requests<'_, bf16>,
         prepared: &mut Prepared,
     ) {
         let width = values.width();
-        let tiles = width.div_ceil(2 * UNIT) * rows.div_ceil(ROWS);
-        let mut tile = 0;
         for column in (0..width).step_by(2 * UNIT) {
             let prepared = Prepared::pairing_pays(rows, &values, column)
                 .then(|| prepared.values(values, column));
             for i in (0..rows).step_by(ROWS) {
-                let from = Columns { values, column, wanted: wanted.share(tile, tiles) };
-                tile += 1;
+                let mut from = Columns { values, column, requests: &mut *requests };
                 let p = &p[i * BLOCK..];
                 let o = &mut o[i * o_stride + column..];
                 if let Some(prepared) = prepared {
                     match rows - i {
-                        1 => self.accumulate_prepared::<1>(p, prepared, &from, o, o_stride),
-                        2 => self.accumulate_prepared::<2>(p, prepared, &from, o, o_stride),
-                        3 => self.accumulate_prepared::<3>(p, prepared, &from, o, o_stride),
-                        _ => self.accumulate_prepared::<ROWS>(p, prepared, &from, o, o_stride),
+                        1 => self.accumulate_prepared::<1>(p, prepared, &mut from, o, o_stride),
+                        2 => self.accumulate_prepared::<2>(p, prepared, &mut from, o, o_stride),
+                        3 => self.accumulate_prepared::<3>(p, prepared, &mut from, o, o_stride),
+                        _ => self.accumulate_prepared::<ROWS>(p, prepared, &mut from, o, o_stride),
                     }
                     continue;
                 }
                 let units = if width - column > UNIT { 2 } else { 1 };
                 match (rows - i, units) {
-                    (1, 2) => self.accumulate_tile::<1, 2>(p, &from, o, o_stride),
-                    (2, 2) => self.accumulate_tile::<2, 2>(p, &from, o, o_stride),
-                    (3, 2) => self.accumulate_tile::<3, 2>(p, &from, o, o_stride),
-                    (_, 2) => self.accumulate_tile::<ROWS, 2>(p, &from, o, o_stride),
-                    (1, _) => self.accumulate_tile::<1, 1>(p, &from, o, o_stride),
-                    (2, _) => self.accumulate_tile::<2, 1>(p, &from, o, o_stride),
-                    (3, _) => self.accumulate_tile::<3, 1>(p, &from, o, o_stride),
-                    (_, _) => self.accumulate_tile::<ROWS, 1>(p, &from, o, o_stride),
+                    (1, 2) => self.accumulate_tile::<1, 2>(p, &mut from, o, o_stride),
+                    (2, 2) => self.accumulate_tile::<2, 2>(p, &mut from, o, o_stride),
+                    (3, 2) => self.accumulate_tile::<3, 2>(p, &mut from, o, o_stride),
+                    (_, 2) => self.accumulate_tile::<ROWS, 2>(p, &mut from, o, o_stride),
+                    (1, _) => self.accumulate_tile::<1, 1>(p, &mut from, o, o_stride),
+                    (2, _) => self.accumulate_tile::<2, 1>(p, &mut from, o, o_stride),
+                    (3, _) => self.accumulate_tile::<3, 1>(p, &mut from, o, o_stride),
+                    (_, _) => self.accumulate_tile::<ROWS, 1>(p, &mut from, o, o_stride),
                 }
             }
         }
@@ -241,41 +274,49 @@ impl Pairs {
     fn accumulate_tile<const R: usize, const U: usize>(
         self,
         p: &[f32],
-        from: &Columns<'_>,
+        from: &mut Columns<'_, '_>,
         o: &mut [f32],
         o_stride: usize,
     ) {
-        let Columns { values, column, wanted } = *from;
+        let Columns { values, column, ref mut requests } = *from;
         let mut sums = self.load_sums::<R, U>(o, o_stride);
-        let pairs = values.len().div_ceil(2);
-        assert!((R - 1) * BLOCK + pairs <= p.len(), "a pair for every two positions");
+        let whole = values.len() / 2;
+        assert!(
+            (R - 1) * BLOCK + values.len().div_ceil(2) <= p.len(),
+            "a pair for every two positions"
+        );
         // Columns of the last unit.
         let last = (values.width() - column - (U - 1) * UNIT).min(UNIT);
         let mask = u32::MAX >> (UNIT - last);
-        let mut j = 0;
-        while j < values.len() {
-            let a = values.row(j);
-            // Nothing stands behind an odd number of positions: a probability of 0 would not do for
-            // whatever row were read instead, since 0 times NaN is NaN.
-            let b = if j + 1 < values.len() { Some(values.row(j + 1)) } else { None };
-            wanted.ask(self.0, j);
-            wanted.ask(self.0, j + 1);
-            let mut pairs = [[_mm512_setzero_si512(); 2]; U];
+        let units = |row: &[bf16]| {
+            let mut units = [_mm512_setzero_si512(); U];
             for u in 0..U {
                 let mask = if u + 1 < U { u32::MAX } else { mask };
-                let at = column + u * UNIT;
-                let unit = |row: &[bf16]| {
-                    // SAFETY: units begin within the row.
-                    let rest = unsafe { row.get_unchecked(at..) };
-                    // SAFETY: what the mask lets through lies within the row.
-                    unsafe { _mm512_maskz_loadu_epi16(mask, rest.as_ptr().cast()) }
-                };
-                let (a, b) = (unit(a), b.map_or(_mm512_setzero_si512(), unit));
-                pairs[u] = [even(a, b), odd(a, b)];
+                // SAFETY: units begin within the row.
+                let rest = unsafe { row.get_unchecked(column + u * UNIT..) };
+                // SAFETY: what the mask lets through lies within the row.
+                units[u] = unsafe { _mm512_maskz_loadu_epi16(mask, rest.as_ptr().cast()) };
             }
-            // SAFETY: the assertion has seen R rows of pairs.
-            sums = unsafe { add_pairs(sums, p, j / 2, pairs) };
-            j += 2;
+            units
+        };
+        for first in (0..whole).step_by(RUN / 2) {
+            let run = first..whole.min(first + RUN / 2);
+            let mut share = requests.share(self.0, 2 * U * run.len(), run.len());
+            for j in run {
+                share.ask(self.0);
+                let (a, b) = (units(values.row(2 * j)), units(values.row(2 * j + 1)));
+                let pairs = std::array::from_fn(|u| [even(a[u], b[u]), odd(a[u], b[u])]);
+                // SAFETY: the assertion has seen R rows of pairs.
+                sums = unsafe { add_pairs(sums, p, j, pairs) };
+            }
+        }
+        // Nothing stands behind an odd number of positions: a probability of 0 would not do for
+        // whatever row were read instead, since 0 times NaN is NaN.
+        if !values.len().is_multiple_of(2) {
+            let (a, b) = (units(values.row(2 * whole)), [_mm512_setzero_si512(); U]);
+            let pairs = std::array::from_fn(|u| [even(a[u], b[u]), odd(a[u], b[u])]);
+            // SAFETY: as above.
+            sums = unsafe { add_pairs(sums, p, whole, pairs) };
         }
         self.store_sums(&sums, o, o_stride);
     }
@@ -287,16 +328,16 @@ impl Pairs {
         self,
         p: &[f32],
         prepared: &[Paired],
-        from: &Columns<'_>,
+        from: &mut Columns<'_, '_>,
         o: &mut [f32],
         o_stride: usize,
     ) {
         let mut sums = self.load_sums::<R, 2>(o, o_stride);
         let pairs = from.values.len().div_ceil(2);
         assert!((R - 1) * BLOCK + pairs <= p.len(), "a pair for every two positions");
+        let mut share = from.requests.share(self.0, 2 * 2 * pairs, pairs);
         for (j, pair) in prepared[..pairs].iter().enumerate() {
-            from.wanted.ask(self.0, 2 * j);
-            from.wanted.ask(self.0, 2 * j + 1);
+            share.ask(self.0);
             let Paired([one, one_odd, other, other_odd]) = pair;
             let pairs = [[words(one), words(one_odd)], [words(other), words(other_odd)]];
             // SAFETY: the assertion has seen R rows of pairs.
@@ -387,10 +428,10 @@ impl Pairs {
 }
 
 /// Some columns of values, and what is asked for while they are added.
-struct Columns<'a> {
-    values: Strip<'a, bf16>,
+struct Columns<'r, 'a> {
+    values: Strip<'r, bf16>,
     column: usize,
-    wanted: Wanted<'a, bf16>,
+    requests: &'r mut Requests<'a, bf16>,
 }
 
 /// Adds the products of all pairs to the sums of their lanes.

@@ -6,9 +6,10 @@ use crate::lanes::{Avx512, Lanes};
 use crate::pack::{load, side_by_side, store, transpose, words};
 use crate::pairs::{UNIT, dot, unit_at};
 use crate::plan::{Padded, with_capacity};
+use crate::requests::Requests;
 use crate::rows::Matrix;
 use crate::schedule::BLOCK;
-use crate::strip::{Strip, Wanted};
+use crate::strip::Strip;
 use grouped_attention::EngineError;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -75,16 +76,14 @@ impl Prepared {
         q: Matrix<'_, bf16>,
         keys: [Strip<'_, bf16>; 2],
         scores: &mut [[f32; BLOCK]],
-        wanted: [Wanted<'_, bf16>; 2],
+        requests: &mut Requests<'_, bf16>,
     ) {
-        let groups = scores.len().div_ceil(ROWS);
         for j in (0..keys[0].len()).step_by(VECTORS * LANES) {
             let units = self.turn(keys, j);
             for (group, out) in scores.chunks_mut(ROWS).enumerate() {
-                // An equal share of the rows for each group.
-                let share = |group| j + group * VECTORS * LANES / groups;
-                (share(group)..share(group + 1))
-                    .for_each(|j| wanted.iter().for_each(|wanted| wanted.ask(lanes, j)));
+                requests
+                    .share(lanes, VECTORS * LANES * units * out.len().div_ceil(4), 1)
+                    .ask(lanes);
                 score_tile(lanes, q.after(group * ROWS), &self.keys[..units], j, out);
             }
         }

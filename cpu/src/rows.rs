@@ -9,7 +9,11 @@
 )]
 
 use crate::lanes::{Lanes, Unit};
-use crate::strip::{Strip, Wanted};
+use crate::requests::{Requests, Share};
+use crate::strip::Strip;
+
+/// Positions during whose scores one share of the requests is asked for.
+const RUN: usize = 16;
 
 /// Some rows of an array.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +58,7 @@ fn last_unit<L: Lanes, E: Unit>(lanes: L, rest: &[E]) -> [L::F; 2] {
 }
 
 /// `scores[i][j] = <q[i], k[j]>` for `rows` queries and every position of the strips, which are
-/// the two pieces of a key. Meanwhile what is `wanted` is asked for.
+/// the two pieces of a key.
 #[inline(always)]
 pub(crate) fn scores<L: Lanes, E: Unit>(
     lanes: L,
@@ -63,47 +67,46 @@ pub(crate) fn scores<L: Lanes, E: Unit>(
     keys: [(Strip<'_, E>, usize); 2],
     scores: &mut [f32],
     stride: usize,
-    wanted: [Wanted<'_, E>; 2],
+    requests: &mut Requests<'_, E>,
 ) {
-    let positions = keys[0].0.len();
-    let mut j = 0;
-    if L::REGISTERS >= 32 {
-        j = score_all::<L, E, 4>(lanes, q, rows, keys, j, scores, stride, wanted);
+    // Code for partial units takes registers even where it never runs.
+    if keys.iter().any(|(strip, _)| !strip.width().is_multiple_of(L::UNIT)) {
+        score_all::<L, E, true>(lanes, q, rows, keys, scores, stride, requests);
     } else {
-        j = score_all::<L, E, 2>(lanes, q, rows, keys, j, scores, stride, wanted);
-    }
-    while j < positions {
-        score_positions::<L, E, 1, true>(lanes, q, rows, keys, j, scores, stride);
-        j += 1;
+        score_all::<L, E, false>(lanes, q, rows, keys, scores, stride, requests);
     }
 }
 
-/// As [`scores`], T positions at a time from `j` on; answers the first that is left.
 #[inline(always)]
-fn score_all<L: Lanes, E: Unit, const T: usize>(
+fn score_all<L: Lanes, E: Unit, const TAILS: bool>(
     lanes: L,
     q: Matrix<'_>,
     rows: usize,
     keys: [(Strip<'_, E>, usize); 2],
-    mut j: usize,
     scores: &mut [f32],
     stride: usize,
-    wanted: [Wanted<'_, E>; 2],
-) -> usize {
-    // Code for partial units takes registers even where it never runs.
-    let tails = keys.iter().any(|(strip, _)| !strip.width().is_multiple_of(L::UNIT));
-    while j + T <= keys[0].0.len() {
-        for t in 0..T {
-            wanted.iter().for_each(|wanted| wanted.ask(lanes, j + t));
+    requests: &mut Requests<'_, E>,
+) {
+    let (tiles, positions) = (rows.div_ceil(4), keys[0].0.len());
+    let units: usize = keys.iter().map(|(strip, _)| strip.width().div_ceil(L::UNIT)).sum();
+    let together = if L::REGISTERS >= 32 { 4 } else { 2 };
+    for first in (0..positions).step_by(RUN) {
+        let (mut j, end) = (first, positions.min(first + RUN));
+        let work = (end - first) * tiles * units;
+        let mut share = requests.share(lanes, work, (end - first).div_ceil(together) * tiles);
+        let share = &mut share;
+        while j + together <= end {
+            if L::REGISTERS >= 32 {
+                score_positions::<L, E, 4, TAILS>(lanes, q, rows, keys, j, scores, stride, share);
+            } else {
+                score_positions::<L, E, 2, TAILS>(lanes, q, rows, keys, j, scores, stride, share);
+            }
+            j += together;
         }
-        if tails {
-            score_positions::<L, E, T, true>(lanes, q, rows, keys, j, scores, stride);
-        } else {
-            score_positions::<L, E, T, false>(lanes, q, rows, keys, j, scores, stride);
+        for j in j..end {
+            score_positions::<L, E, 1, TAILS>(lanes, q, rows, keys, j, scores, stride, share);
         }
-        j += T;
     }
-    j
 }
 
 #[inline(always)]
@@ -115,9 +118,11 @@ fn score_positions<L: Lanes, E: Unit, const T: usize, const TAILS: bool>(
     j: usize,
     scores: &mut [f32],
     stride: usize,
+    share: &mut Share<'_, E>,
 ) {
     let mut i = 0;
     while i < rows {
+        share.ask(lanes);
         let q = q.after(i);
         let out = &mut scores[i * stride + j..];
         i += match rows - i {
@@ -203,8 +208,7 @@ fn score_piece<L: Lanes, E: Unit, const R: usize, const T: usize, const TAIL: bo
     sums
 }
 
-/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`. Meanwhile what is
-/// `wanted` is asked for.
+/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`.
 #[inline(always)]
 pub(crate) fn accumulate<L: Lanes, E: Unit>(
     lanes: L,
@@ -213,13 +217,12 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
     values: Strip<'_, E>,
     o: &mut [f32],
     o_stride: usize,
-    wanted: Wanted<'_, E>,
+    requests: &mut Requests<'_, E>,
 ) {
     // Four rows of four vectors are sixteen registers.
     let wide = L::REGISTERS >= 32 && values.width() >= 2 * L::UNIT;
     let run = if wide { 2 * L::UNIT } else { L::UNIT };
-    let tiles = values.width().div_ceil(run) * rows.div_ceil(4);
-    let (mut column, mut tile) = (0, 0);
+    let mut column = 0;
     while column < values.width() {
         // What two units leave at the end of a row is one.
         let units = if values.width() - column >= run { run / L::UNIT } else { 1 };
@@ -227,26 +230,25 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
         while i < rows {
             let p = p.after(i);
             let o = &mut o[i * o_stride + column..];
-            let from = Columns { values, column, units, wanted: wanted.share(tile, tiles) };
+            let from = Columns { values, column, units, requests: &mut *requests };
             i += match rows - i {
                 1 => accumulate_rows::<L, E, 1>(lanes, p, from, o, o_stride),
                 2 => accumulate_rows::<L, E, 2>(lanes, p, from, o, o_stride),
                 3 => accumulate_rows::<L, E, 3>(lanes, p, from, o, o_stride),
                 _ => accumulate_rows::<L, E, 4>(lanes, p, from, o, o_stride),
             };
-            tile += 1;
         }
         column += units * L::UNIT;
     }
 }
 
 /// Some columns of values, and what is asked for while they are added.
-struct Columns<'a, E> {
-    values: Strip<'a, E>,
+struct Columns<'r, 'a, E> {
+    values: Strip<'r, E>,
     column: usize,
     /// Units from `column` on; the last of a row may be partial if it is the only one.
     units: usize,
-    wanted: Wanted<'a, E>,
+    requests: &'r mut Requests<'a, E>,
 }
 
 /// R rows of sums over some units of values; answers R.
@@ -254,7 +256,7 @@ struct Columns<'a, E> {
 fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
     lanes: L,
     p: Matrix<'_>,
-    from: Columns<'_, E>,
+    mut from: Columns<'_, '_, E>,
     o: &mut [f32],
     o_stride: usize,
 ) -> usize {
@@ -269,15 +271,15 @@ fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
                 let ([a, b], [c, d]) = (unit(row, 0), unit(row, 1));
                 [a, b, c, d]
             };
-            accumulate_tile::<L, E, R, 4>(lanes, p, &from, pair, o, o_stride);
+            accumulate_tile::<L, E, R, 4>(lanes, p, &mut from, pair, o, o_stride);
         }
         _ if column + L::UNIT <= width => {
             let one = |row: &[E]| unit(row, 0);
-            accumulate_tile::<L, E, R, 2>(lanes, p, &from, one, o, o_stride);
+            accumulate_tile::<L, E, R, 2>(lanes, p, &mut from, one, o, o_stride);
         }
         _ => {
             let rest = |row: &[E]| last_unit(lanes, &row[column..]);
-            accumulate_tile::<L, E, R, 2>(lanes, p, &from, rest, o, o_stride);
+            accumulate_tile::<L, E, R, 2>(lanes, p, &mut from, rest, o, o_stride);
         }
     }
     R
@@ -288,12 +290,13 @@ fn accumulate_rows<L: Lanes, E: Unit, const R: usize>(
 fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
     lanes: L,
     p: Matrix<'_>,
-    from: &Columns<'_, E>,
+    from: &mut Columns<'_, '_, E>,
     load: impl Fn(&[E]) -> [L::F; W],
     o: &mut [f32],
     o_stride: usize,
 ) {
-    let Columns { values, wanted, .. } = *from;
+    let values = from.values;
+    let mut share = from.requests.share(lanes, from.units * values.len(), values.len());
     let mut sums = [[lanes.splat(0.0); W]; R];
     for r in 0..R {
         for w in 0..W {
@@ -302,8 +305,7 @@ fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
     }
     p.check(R, values.len());
     for j in 0..values.len() {
-        // A few lines for each position: a burst would wait for the ones before it.
-        wanted.ask(lanes, j);
+        share.ask(lanes);
         let v = load(values.row(j));
         for r in 0..R {
             // SAFETY: `check` has seen R rows with a number for every position.

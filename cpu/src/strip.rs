@@ -2,9 +2,8 @@
 
 use crate::buffer::Element;
 use crate::cache::Part;
-use crate::lanes::Lanes;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::lanes::Unit;
+use crate::lanes::{Lanes, Unit};
 use grouped_attention::PageId;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use half::bf16;
@@ -57,6 +56,11 @@ impl<'a, E: Element> Located<'a, E> {
             }
         }
         Located { cells, offsets, heads, head_stride, width }
+    }
+
+    /// Positions.
+    pub(crate) fn len(&self) -> usize {
+        self.offsets.len()
     }
 
     /// The first `count` positions, and the others.
@@ -137,15 +141,26 @@ impl<'a, E: Copy> Strip<'a, E> {
     }
 
     /// Asks for row `j`, if there is one.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline(always)]
     pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
-        self.wanted().ask(lanes, j);
+        if let Some(offset) = self.offsets.get(j) {
+            for line in 0..self.lines() {
+                lanes.prefetch(self.cells, offset + self.head + line * (LINE / size_of::<E>()));
+            }
+        }
     }
 
-    /// All of its rows, to be asked for.
-    #[inline(always)]
-    pub(crate) fn wanted(self) -> Wanted<'a, E> {
-        Wanted { lines: [0, self.lines()], strip: self }
+    /// Rows from `j` on that lie side by side, or that seem to by where the first and the last of them begin, at most
+    /// `most`: how many, and the cells from the first to the end of the last.
+    pub(crate) fn side_by_side(&self, j: usize, most: usize) -> (usize, &'a [E]) {
+        let offsets = &self.offsets[j..];
+        let mut rows = offsets.len().min(most);
+        while rows > 1 && offsets[rows - 1] != offsets[0] + (rows - 1) * self.width {
+            rows = rows.div_ceil(2);
+        }
+        let start = offsets[0] + self.head;
+        (rows, &self.cells[start..start + rows * self.width])
     }
 
     /// The same rows, where they are bf16.
@@ -166,47 +181,11 @@ impl<'a, E: Copy> Strip<'a, E> {
     }
 }
 
-/// Rows that are soon read, or some cache lines of each of them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a, E> {
-    strip: Strip<'a, E>,
-    lines: [usize; 2],
-}
-
-impl<'a, E: Copy> Wanted<'a, E> {
-    /// The same, where it is bf16.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    #[inline(always)]
-    pub(crate) fn as_bf16(self) -> Option<Wanted<'a, bf16>>
-    where
-        E: Unit,
-    {
-        Some(Wanted { strip: self.strip.as_bf16()?, lines: self.lines })
-    }
-
-    /// No lines.
-    #[inline(always)]
-    pub(crate) fn none(self) -> Self {
-        Wanted { lines: [0; 2], ..self }
-    }
-
-    /// The share of each row's lines that falls to one of some equal parts of work.
-    #[inline(always)]
-    pub(crate) fn share(self, part: usize, parts: usize) -> Self {
-        let [start, end] = self.lines;
-        let at = |part| start + (end - start) * part / parts;
-        Wanted { lines: [at(part), at(part + 1)], ..self }
-    }
-
-    /// Asks for what is wanted of row `j`, if there is one.
-    #[inline(always)]
-    pub(crate) fn ask<L: Lanes>(&self, lanes: L, j: usize) {
-        let Strip { cells, offsets, head, .. } = self.strip;
-        if let Some(offset) = offsets.get(j) {
-            for line in self.lines[0]..self.lines[1] {
-                lanes.prefetch(cells, offset + head + line * (LINE / size_of::<E>()));
-            }
-        }
+#[cfg(test)]
+impl<'a, E> Strip<'a, E> {
+    /// One head's rows where they are.
+    pub(crate) fn of(cells: &'a [E], offsets: &'a [usize], width: usize) -> Strip<'a, E> {
+        Strip { cells, offsets, head: 0, width }
     }
 }
 

@@ -10,9 +10,10 @@ use crate::pairs::Pairs;
 use crate::plan::Scratch;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::prepared::Prepared;
+use crate::requests::{Requests, WEIGHING, work};
 use crate::rows::{Matrix, accumulate, accumulate_seen, finite, scores, widen_row};
 use crate::schedule::{BLOCK, Task};
-use crate::strip::{Located, Strip, Wanted};
+use crate::strip::{Located, Strip};
 use crate::visibility::low_bits;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use grouped_attention::Dtype;
@@ -211,34 +212,28 @@ impl<'a, E: Unit> Block<'a, E> {
         let sums = &mut sums[head * head_rows * stride..][..rows * stride];
         let row = self.shared.geometry.row();
         let (keys, values) = strips(row, self.positions, self.task.heads.start + head);
-        let wanted = self.wanted(row, head);
+        let next = self.next_reads(head);
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if let Some(pairs) = work.pairs
             && let [Some(nope), Some(rope), Some(bf16_values)] =
                 [keys[0], keys[1], values].map(Strip::as_bf16)
-            && let [Some(one), Some(other), Some(while_adding)] = wanted.map(Wanted::as_bf16)
+            && let [Some(one), Some(other)] = next.map(Strip::as_bf16)
         {
+            let mut requests = Requests::new([one, other], self.work::<L>(rows));
+            let requests = &mut requests;
             let q = &work.q.as_slice()[first_query..];
             let q = Matrix { cells: q, stride: padded.q_stride() };
             let keys = [(nope, 0), (rope, padded.key[0])];
             // SAFETY: `pairs` proves the features.
-            unsafe { pairs.scores(q, rows, keys, work.scores, [one, other], work.prepared) }
-            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, [values.none(); 2]);
+            unsafe { pairs.scores(q, rows, keys, work.scores, requests, work.prepared) }
+            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, requests);
             if !self.add_seen(lanes, p, values, sums) {
                 // SAFETY: as above.
                 unsafe { pairs.round(rows, work.scores) }
                 let p = &*work.scores;
                 // SAFETY: as above.
                 unsafe {
-                    pairs.accumulate(
-                        p,
-                        rows,
-                        bf16_values,
-                        sums,
-                        stride,
-                        while_adding,
-                        work.prepared,
-                    );
+                    pairs.accumulate(p, rows, bf16_values, sums, stride, requests, work.prepared);
                 }
             }
             return;
@@ -246,46 +241,50 @@ impl<'a, E: Unit> Block<'a, E> {
         let q = Matrix { cells: &work.q.as_slice()[first_query..], stride: padded.q_stride() };
         #[cfg(feature = "faer")]
         if rows >= L::DENSE_ROWS {
+            let mut requests = Requests::new(next, rows * WEIGHING);
             let wide = dense::Wide::new(lanes, row, keys, values, work.wide);
             wide.scores(q, rows, work.scores);
-            let ahead = self.next_reads(head);
-            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, ahead);
+            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, &mut requests);
             if !self.add_seen(lanes, p, values, sums) {
                 wide.accumulate(p, rows, sums, stride);
             }
             return;
         }
+        let mut requests = Requests::new(next, self.work::<L>(rows));
+        let requests = &mut requests;
         let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
-        let [one, other, while_adding] = wanted;
-        scores(lanes, q, rows, keys, work.scores, BLOCK, [one, other]);
-        let none = [values.none(); 2];
-        let p = self.weigh(lanes, rows, values.len(), work.scores, sums, none);
+        scores(lanes, q, rows, keys, work.scores, BLOCK, requests);
+        let p = self.weigh(lanes, rows, values.len(), work.scores, sums, requests);
         if !self.add_seen(lanes, p, values, sums) {
-            accumulate(lanes, p, rows, values, sums, stride, while_adding);
+            accumulate(lanes, p, rows, values, sums, stride, requests);
         }
     }
 
-    /// Turns scores into probabilities, which `m` and `l` of the sums then hold, and `o` is scaled
-    /// for. Meanwhile the rows of `ahead` are asked for.
+    /// How much work the block is for one head's rows.
     #[inline(always)]
-    fn weigh<'s, L: Lanes>(
+    fn work<L: Lanes>(&self, rows: usize) -> usize {
+        let padded = self.shared.padded;
+        work(self.positions[0].len(), rows, (padded.q_stride() + padded.value) / L::UNIT)
+    }
+
+    /// Turns scores into probabilities, which `m` and `l` of the sums then hold, and `o` is scaled
+    /// for.
+    #[inline(always)]
+    fn weigh<'s, L: Lanes, T: Copy>(
         &self,
         lanes: L,
         rows: usize,
         count: usize,
         scores: &'s mut [f32],
         sums: &mut [f32],
-        ahead: [Strip<'_, E>; 2],
+        requests: &mut Requests<'_, T>,
     ) -> Matrix<'s> {
         self.hide(count, rows, scores);
         let (padded_count, scale) = (count.next_multiple_of(16), self.shared.scale_log2);
         let stride = self.shared.padded.sums_stride();
-        let share = ahead[0].len().max(ahead[1].len()).div_ceil(rows);
         let rows = sums.chunks_exact_mut(stride).zip(scores.chunks_exact_mut(BLOCK));
-        for (row, (sums, scores)) in rows.enumerate() {
-            for j in row * share..(row + 1) * share {
-                ahead.iter().for_each(|strip| strip.prefetch(lanes, j));
-            }
+        for (sums, scores) in rows {
+            requests.share(lanes, WEIGHING, 1).ask(lanes);
             online(sums).push(lanes, &mut scores[..padded_count], scale);
         }
         Matrix { cells: scores, stride: BLOCK }
@@ -311,21 +310,6 @@ impl<'a, E: Unit> Block<'a, E> {
             accumulate_seen(lanes, p, self.sees[row / group], values, online(sums).o);
         }
         true
-    }
-
-    /// What is asked for while scores are formed, two things, and while values are added: what the
-    /// next head reads, or the first of the next block.
-    ///
-    /// Whatever is asked for in one phase is read a phase later at the earliest. PERF: GQA at q_len 1,
-    /// avx512bf16 on a Zen 4, two threads: this head's values, then the next head's keys, each read at
-    /// once, 1551 us; this 1282.
-    #[inline(always)]
-    fn wanted(&self, row: Row, head: usize) -> [Wanted<'a, E>; 3] {
-        let [next, next_values] = self.next_reads(head).map(Strip::wanted);
-        match row {
-            Row::Separate { .. } => [next, next.none(), next_values],
-            Row::Tied { .. } => [next, next_values.share(0, 2), next_values.share(1, 2)],
-        }
     }
 
     /// What the next head reads, or the first of the next block: keys and values, or the rope keys
