@@ -2,6 +2,7 @@
 
 use crate::case::Lens;
 use crate::noise::Noise;
+use grouped_attention::MaskKind;
 use std::fmt;
 use std::str::FromStr;
 
@@ -64,6 +65,15 @@ impl MaskShape {
                 let of = |&(sequence, q_len): &(usize, usize)| draft.parents(q_len, seed, sequence);
                 Some(drafts.iter().flat_map(of).collect())
             }
+        }
+    }
+
+    /// The mask of a batch whose draft tokens have these parents.
+    pub(crate) fn kind<'a>(&self, parents: Option<&'a [i32]>) -> MaskKind<'a> {
+        match (self, parents) {
+            (_, Some(parents)) => MaskKind::Tree(parents),
+            (MaskShape::Causal, None) => MaskKind::Causal,
+            (MaskShape::Full | MaskShape::Tree(_), None) => MaskKind::Full,
         }
     }
 

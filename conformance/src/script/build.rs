@@ -60,6 +60,14 @@ struct Asking {
     end: usize,
 }
 
+impl Asking {
+    /// Where the queries' own tokens go: sequence and position.
+    fn own(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (live, end) = (self.live, self.end);
+        (end - self.q_len.min(end)..end).map(move |position| (live, position))
+    }
+}
+
 impl<'a> Builder<'a> {
     pub(super) fn new(
         case: &'a Case,
@@ -357,14 +365,6 @@ impl<'a> Builder<'a> {
         self.case.mask.parents(&drafts, self.case.seed)
     }
 
-    fn mask_kind<'m>(&self, parents: Option<&'m [i32]>) -> MaskKind<'m> {
-        match (&self.case.mask, parents) {
-            (_, Some(parents)) => MaskKind::Tree(parents),
-            (MaskShape::Causal, None) => MaskKind::Causal,
-            (MaskShape::Full | MaskShape::Tree(_), None) => MaskKind::Full,
-        }
-    }
-
     fn step(&self, asking: &[Asking], mask: MaskKind<'_>) -> Result<Step, InvalidCase> {
         let queried = asking.iter().map(|asking| Queried {
             id: self.live[asking.live].id,
@@ -383,12 +383,8 @@ impl<'a> Builder<'a> {
         appending: bool,
         capacity: Option<Capacity>,
     ) -> Result<(), InvalidCase> {
-        let mut step = self.step(asking, self.mask_kind(parents))?;
-        let own = |asking: &Asking| {
-            let (live, end) = (asking.live, asking.end);
-            (end - asking.q_len.min(end)..end).map(move |position| (live, position))
-        };
-        let cells: Vec<(usize, usize)> = asking.iter().flat_map(own).collect();
+        let mut step = self.step(asking, self.case.mask.kind(parents))?;
+        let cells: Vec<(usize, usize)> = asking.iter().flat_map(Asking::own).collect();
         if appending {
             step = step.writing(self.writes(&cells)?)?;
         }
@@ -405,7 +401,7 @@ impl<'a> Builder<'a> {
         draft: u64,
         spare: usize,
     ) -> Result<(), InvalidCase> {
-        let mask = self.mask_kind(parents);
+        let mask = self.case.mask.kind(parents);
         self.ask_under(asking, mask, draft, spare)
     }
 

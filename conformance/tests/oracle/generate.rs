@@ -67,7 +67,7 @@ fn names_and_lines_that_are_no_case() {
 }
 
 /// A reader that has gone away is no failure; a device that is full is one, in a sentence.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn output_that_cannot_be_written() {
     let run = |shell: &str| {

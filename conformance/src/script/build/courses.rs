@@ -105,7 +105,7 @@ impl Builder<'_> {
         };
         let second: Vec<Asking> = first.iter().rev().enumerate().map(smaller).collect();
         let parents = [self.parents(&first), self.parents(&second)];
-        let extent = *self.step(&first, self.mask_kind(parents[0].as_deref()))?.extent();
+        let extent = *self.step(&first, self.case.mask.kind(parents[0].as_deref()))?.extent();
         let extent = Extent {
             total_q: extent.total_q + 3,
             max_kv_len: extent.max_kv_len + self.arrangement.page_size,
@@ -116,7 +116,7 @@ impl Builder<'_> {
         self.plan(&first, parents[0].as_deref(), false, Some(capacity))?;
         self.ask(&first, parents[0].as_deref(), 0, if replayed { 3 } else { 0 })?;
         for (asking, parents, draft) in [(&second, &parents[1], 1), (&first, &parents[0], 2)] {
-            let step = self.step(asking, self.mask_kind(parents.as_deref()))?;
+            let step = self.step(asking, self.case.mask.kind(parents.as_deref()))?;
             let spare = spare(&step);
             self.ops.push(Op::Update { step });
             self.ask(asking, parents.as_deref(), draft, spare)?;
@@ -167,17 +167,9 @@ impl Builder<'_> {
         let drafts: Vec<(usize, usize)> =
             asking.iter().map(|one| (self.live[one.live].content, one.q_len)).collect();
         let parents = mask.parents(&drafts, self.case.seed);
-        let kind = match (mask, parents.as_deref()) {
-            (_, Some(parents)) => MaskKind::Tree(parents),
-            (MaskShape::Causal, None) => MaskKind::Causal,
-            (MaskShape::Full | MaskShape::Tree(_), None) => MaskKind::Full,
-        };
+        let kind = mask.kind(parents.as_deref());
         let appending = number < 2;
-        let own = |one: &Asking| {
-            let live = one.live;
-            (one.end - one.q_len..one.end).map(move |position| (live, position))
-        };
-        let cells: Vec<(usize, usize)> = asking.iter().flat_map(own).collect();
+        let cells: Vec<(usize, usize)> = asking.iter().flat_map(Asking::own).collect();
         let mut step = self.step(asking, kind)?;
         if appending {
             step = step.writing(self.writes(&cells)?)?;
