@@ -5,7 +5,8 @@
 //! (`schedule`); a task goes through its range block by block and keeps online-softmax sums
 //! (`task`, `softmax`); parts of one sequence are joined in the order of their positions
 //! (`attend`). The arithmetic of a block is written once over vectors (`lanes`, `rows`),
-//! beside kernels for pairs of bf16 (`pairs`) and for the matrix unit (`matrix`).
+//! beside kernels for pairs of bf16 (`pairs`) and for the matrix unit (`matrix`). What is read next is asked
+//! for meanwhile (`requests`; by the matrix kernel `ahead`).
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod ahead;

@@ -58,7 +58,7 @@ fn last_unit<L: Lanes, E: Unit>(lanes: L, rest: &[E]) -> [L::F; 2] {
 }
 
 /// `scores[i][j] = <q[i], k[j]>` for `rows` queries and every position of the strips, which are
-/// the two pieces of a key.
+/// the two pieces of a key. Meanwhile what is due is asked for.
 #[inline(always)]
 pub(crate) fn scores<L: Lanes, E: Unit>(
     lanes: L,
@@ -208,7 +208,8 @@ fn score_piece<L: Lanes, E: Unit, const R: usize, const T: usize, const TAIL: bo
     sums
 }
 
-/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`.
+/// `o[i] += sum over j of p[i][j] v[j]`, where `o[i]` begins at `i * o_stride`. Meanwhile what is due is
+/// asked for.
 #[inline(always)]
 pub(crate) fn accumulate<L: Lanes, E: Unit>(
     lanes: L,

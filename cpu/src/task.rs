@@ -268,7 +268,7 @@ impl<'a, E: Unit> Block<'a, E> {
     }
 
     /// Turns scores into probabilities, which `m` and `l` of the sums then hold, and `o` is scaled
-    /// for.
+    /// for. Meanwhile what is due is asked for.
     #[inline(always)]
     fn weigh<'s, L: Lanes, T: Copy>(
         &self,
