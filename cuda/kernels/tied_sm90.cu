@@ -102,14 +102,12 @@ using Number =
 #endif
 
 struct Stage {
-  static constexpr i32 PARTS = 1;
   static constexpr i32 TOKENS = TILE_TOKENS;
   static constexpr i32 HEADS = 1;
   static constexpr i32 STATE_BLOCKS = Traits::STATE_BLOCKS;
   static constexpr i32 ROPE_BLOCKS = Traits::ROPE_BLOCKS;
   Block<TILE_TOKENS> blocks[STATE_BLOCKS + ROPE_BLOCKS];
 
-  static __device__ __forceinline__ u32 part_bytes(i32) { return sizeof(Stage); }
   __device__ __forceinline__ Block<TILE_TOKENS>* state(i32) { return blocks; }
   __device__ __forceinline__ Block<TILE_TOKENS>* rope() { return blocks + STATE_BLOCKS; }
 };

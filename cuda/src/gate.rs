@@ -18,6 +18,8 @@ const LIST: &str = include_str!("../../.ci/kernels.list");
 const ARCHITECTURES: [(&str, usize); 3] =
     [("sm_80", 163 << 10), ("sm_89", 99 << 10), ("sm_90a", 227 << 10)];
 
+/// Bytes that `tied_wide_sm90` keeps on the stack from item to item: its accumulators leave no registers.
+const WIDE_SPILLS: usize = 32;
 /// Bytes that `combine` spills on sm_89 at s = 256.
 const COMBINE_SPILLS: usize = 4;
 
@@ -72,7 +74,10 @@ fn choices(shape: &Shape, architecture: &str, shared_limit: usize) -> Vec<(Choic
     }
     if architecture == "sm_90a" {
         let found = [1, 64].map(|page_size| hopper::choose(&shape.problem, &capacity, page_size));
-        choices.extend(found.into_iter().flatten().map(|found| (found.0, 0)));
+        choices.extend(found.into_iter().flatten().map(|(choice, ..)| {
+            let wide = choice.instance.kernel == "tied_wide_sm90";
+            (choice, if wide { WIDE_SPILLS } else { 0 })
+        }));
     }
     choices
 }

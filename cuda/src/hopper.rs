@@ -15,6 +15,8 @@ const SHARED_BYTES: usize = 227 << 10;
 /// Cached heads of an item of `tied_heads_sm90`, and tokens of a stage.
 const HEADS: usize = 8;
 const HEADS_TOKENS: usize = 16;
+/// Blocks of 64 columns of a unit of `tied_wide_sm90`.
+const UNIT_BLOCKS: usize = 2;
 /// Tokens of a stage of `separate_heads_sm90`, in the order in which they are tried: the more, the
 /// less a warp waits for its own results, but scores are registers and rows shared memory.
 const SEPARATE_TOKENS: [usize; 2] = [32, 16];
@@ -82,8 +84,8 @@ fn choose_tied(
         let item = if rows <= 64 { 64 } else { 128 };
         ("tied_sm90", Items { rows: item, heads: 1 }, BLOCK_COLUMNS, vec![("GA_ROWS", item)])
     };
-    // The wide kernel takes a tile in halves.
-    let blocks = if s == 512 { s / 2 } else { s } / BLOCK_COLUMNS;
+    // The wide kernel takes a tile in units.
+    let blocks = if s == 512 { UNIT_BLOCKS } else { s / BLOCK_COLUMNS };
     let state = Box { tokens, blocks, heads: items.heads };
     let rope = (r > 0).then_some(Box { tokens, blocks: r / BLOCK_COLUMNS, heads: 1 });
     let boxes = page_size.is_multiple_of(tokens);

@@ -26,9 +26,9 @@ __device__ __forceinline__ void mbarrier_arrive_expect(u64* barrier, u32 bytes) 
       : "memory");
 }
 
-// mbarrier.arrive
-__device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+// mbarrier.arrive, as many arrivals as `count`.
+__device__ __forceinline__ void mbarrier_arrive(u64* barrier, u32 count = 1) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
                : "memory");
 }
 
@@ -59,10 +59,10 @@ __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
   }
 }
 
-// One arrival for the warp, once it has met.
-__device__ __forceinline__ void mbarrier_arrive_warp(u64* barrier) {
+// The warp's arrivals by its first lane, once it has met.
+__device__ __forceinline__ void mbarrier_arrive_warp(u64* barrier, u32 count = 1) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier, count);
 }
 
 }  // namespace ptx

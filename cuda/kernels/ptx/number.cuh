@@ -34,18 +34,4 @@ __device__ __forceinline__ u32 pack_f16(float low, float high) {
   return packed;
 }
 
-// mul.rn.bf16x2 as a fused multiply-add with -0, which sm_80 has.
-__device__ __forceinline__ u32 multiply_bf16(u32 a, u32 b) {
-  u32 product;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000));
-  return product;
-}
-
-// mul.rn.f16x2
-__device__ __forceinline__ u32 multiply_f16(u32 a, u32 b) {
-  u32 product;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
-
 }  // namespace ptx

@@ -28,21 +28,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&d)[4], u32 row_address) 
                : "memory");
 }
 
-// ldmatrix.x2: lanes 0..16 give the row addresses.
-__device__ __forceinline__ void ldmatrix_x2(u32 (&d)[2], u32 row_address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(d[0]), "=r"(d[1])
-               : "r"(row_address)
-               : "memory");
-}
-
-// stmatrix.x2: lanes 0..16 give the row addresses.
-__device__ __forceinline__ void stmatrix_x2(u32 row_address, const u32 (&d)[2]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(row_address),
-               "r"(d[0]), "r"(d[1])
-               : "memory");
-}
-
 // stmatrix.x4
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
 __device__ __forceinline__ void stmatrix_x4(u32 row_address, const u32 (&d)[4]) {

@@ -84,14 +84,12 @@ using Number =
 
 // Some cached rows: the first tensor's blocks head by head, then the second's.
 struct Stage {
-  static constexpr i32 PARTS = 1;
   static constexpr i32 TOKENS = Traits::TOKENS;
   static constexpr i32 HEADS = Traits::HEADS;
   static constexpr i32 STATE_BLOCKS = Traits::FIRST_BLOCKS;
   static constexpr i32 ROPE_BLOCKS = Traits::SECOND_BLOCKS;
   Block<TOKENS> blocks[Traits::STAGE_BLOCKS];
 
-  static __device__ __forceinline__ u32 part_bytes(i32) { return sizeof(Stage); }
   __device__ __forceinline__ Block<TOKENS>* state(i32 head) { return blocks + head * STATE_BLOCKS; }
   __device__ __forceinline__ Block<TOKENS>* rope() { return blocks + HEADS * STATE_BLOCKS; }
 

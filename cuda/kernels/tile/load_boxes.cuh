@@ -18,24 +18,21 @@ constexpr i32 SHORT_ITEM_TOKENS = 40 * TILE_TOKENS;
 
 constexpr i32 NO_LIMIT = 1 << 20;
 
-// Called by a warp for each part of a stage. Both maps are 5-D: (64 columns, token, block of 64 columns, head, page); a
-// box of the state map has a stage's tokens, a part's blocks and the item's heads.
+// Called by a warp. Both maps are 5-D: (64 columns, token, block of 64 columns, head, page); a box of the
+// state map has a stage's tokens and the item's heads.
 //
 // Page ids are fetched for 32 stages at a time, one a lane, so the table's latency is paid once in
 // 32. A page id outside the cache is passed on as it is: the copy engine reads nothing outside the
 // tensor and fills in zeros, and the stage is flagged. At most UNDER_WAY stages are asked for and
-// not yet there. A stage of several parts, which cut its states by columns, has a pair of barriers
-// for each, and none waits until another may be refilled; the rope key comes with the first. Where SECOND_HAS_HEADS the second map is not a rope
-// key's but has the item's heads, as the first does.
+// not yet there. Where SECOND_HAS_HEADS the second map is not a rope key's but has the item's heads, as
+// the first does.
 template <bool SECOND_HAS_HEADS = false, i32 UNDER_WAY = NO_LIMIT, i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& batch,
                                                 const TensorMap* state_map,
                                                 const TensorMap* rope_map, Stage* stages,
-                                                Ring<STAGES * Stage::PARTS>& ring,
+                                                Ring<STAGES>& ring,
                                                 Cursor<STAGES>& cursor, u32* status) {
-  constexpr i32 BLOCKS = Stage::STATE_BLOCKS / Stage::PARTS;
   const i32 lane = threadIdx.x % 32;
-  const i32 part = threadIdx.x / 32 % Stage::PARTS;
   const i32* table = batch.page_table + item.piece.sequence * batch.page_table_stride;
   const bool brief = item.piece.kv_end - item.piece.kv_begin <= SHORT_ITEM_TOKENS;
   const u64 state_policy = brief ? ptx::EVICT_FIRST : ptx::EVICT_NORMAL;
@@ -50,18 +47,16 @@ __device__ __forceinline__ void load_item_boxes(const Item& item, const Batch& b
       const bool bad = page < 0 || page >= batch.pages;
       if (bad) atomicOr(status, STATUS_BAD_PAGE);
       Stage& stage = stages[cursor.stage];
-      const i32 slot = cursor.stage * Stage::PARTS + part;
-      u64* full = &ring.full[slot];
+      u64* full = &ring.full[cursor.stage];
       if constexpr (UNDER_WAY < STAGES) {
         const Cursor<STAGES> earlier = cursor.back(UNDER_WAY);
-        ptx::mbarrier_wait(&ring.full[earlier.stage * Stage::PARTS + part], earlier.parity);
+        ptx::mbarrier_wait(&ring.full[earlier.stage], earlier.parity);
       }
-      ptx::mbarrier_wait(&ring.empty[slot], cursor.parity ^ 1);
-      ring.bad_page[slot] = bad;
-      ptx::mbarrier_arrive_expect(full, Stage::part_bytes(part));
-      ptx::copy_box_5d(stage.state(0) + part * BLOCKS, state_map, full, state_policy, 0, token,
-                       part * BLOCKS, item.head, page);
-      if (part == 0 && Stage::ROPE_BLOCKS > 0) {
+      ptx::mbarrier_wait(&ring.empty[cursor.stage], cursor.parity ^ 1);
+      ring.bad_page[cursor.stage] = bad;
+      ptx::mbarrier_arrive_expect(full, sizeof(Stage));
+      ptx::copy_box_5d(stage.state(0), state_map, full, state_policy, 0, token, 0, item.head, page);
+      if (Stage::ROPE_BLOCKS > 0) {
         ptx::copy_box_5d(stage.rope(), rope_map, full,
                          SECOND_HAS_HEADS ? state_policy : ptx::EVICT_NORMAL, 0, token, 0,
                          SECOND_HAS_HEADS ? item.head : 0, page);

@@ -59,7 +59,7 @@ __device__ __forceinline__ void copy_four_rows(Block<ROWS>* blocks, const u16* s
 // SECOND_HAS_HEADS the second tensor is not a rope key but has as many heads as the first.
 template <bool SECOND_HAS_HEADS = false, i32 STAGES, class Stage>
 __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a, Stage* stages,
-                                               Ring<STAGES * Stage::PARTS>& ring,
+                                               Ring<STAGES>& ring,
                                                Cursor<STAGES>& cursor) {
   constexpr i32 ROWS_PER_WARP = Stage::TOKENS / ROW_PRODUCER_WARPS;
   constexpr i32 ROPE_HEADS = SECOND_HAS_HEADS ? Stage::HEADS : 1;
@@ -87,40 +87,34 @@ __device__ __forceinline__ void load_item_rows(const Item& item, const Attend& a
     const bool bad = __any_sync(~0u, row.bad);
 
     Stage& stage = stages[cursor.stage];
+    ptx::mbarrier_wait(&ring.empty[cursor.stage], cursor.parity ^ 1);
 #pragma unroll
-    for (i32 part = 0; part < Stage::PARTS; ++part) {
-      constexpr i32 BLOCKS = Stage::STATE_BLOCKS / Stage::PARTS;
-      const i32 slot = cursor.stage * Stage::PARTS + part;
-      ptx::mbarrier_wait(&ring.empty[slot], cursor.parity ^ 1);
+    for (i32 i = 0; i < ROWS_PER_WARP; i += ROWS_PER_COPY) {
+      const i32 source = i + lane / VECTORS_PER_ROW;
+      const i32 to = warp * ROWS_PER_WARP + source;
+      const bool valid = __shfl_sync(~0u, row.valid, source);
+      const u16* state = state_data + __shfl_sync(~0u, row.state, source);
 #pragma unroll
-      for (i32 i = 0; i < ROWS_PER_WARP; i += ROWS_PER_COPY) {
-        const i32 source = i + lane / VECTORS_PER_ROW;
-        const i32 to = warp * ROWS_PER_WARP + source;
-        const bool valid = __shfl_sync(~0u, row.valid, source);
-        const u16* state =
-            state_data + __shfl_sync(~0u, row.state, source) + part * BLOCKS * BLOCK_COLUMNS;
+      for (i32 head = 0; head < Stage::HEADS; ++head) {
+        copy_four_rows<Stage::STATE_BLOCKS>(stage.state(head), state, to,
+                                            valid && item.head + head < a.h);
+        state += a.state.head_stride;
+      }
+      if constexpr (Stage::ROPE_BLOCKS > 0) {
+        const u16* rope = rope_data + __shfl_sync(~0u, row.rope, source);
 #pragma unroll
-        for (i32 head = 0; head < Stage::HEADS; ++head) {
-          copy_four_rows<BLOCKS>(stage.state(head) + part * BLOCKS, state, to,
-                                 valid && item.head + head < a.h);
-          state += a.state.head_stride;
-        }
-        if constexpr (Stage::ROPE_BLOCKS > 0) {
-          const u16* rope = rope_data + __shfl_sync(~0u, row.rope, source);
-#pragma unroll
-          for (i32 head = 0; part == 0 && head < ROPE_HEADS; ++head) {
-            copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope() + head * Stage::ROPE_BLOCKS, rope, to,
-                                               valid && (!SECOND_HAS_HEADS || item.head + head < a.h));
-            rope += a.rope.head_stride;
-          }
+        for (i32 head = 0; head < ROPE_HEADS; ++head) {
+          copy_four_rows<Stage::ROPE_BLOCKS>(stage.rope() + head * Stage::ROPE_BLOCKS, rope, to,
+                                             valid && (!SECOND_HAS_HEADS || item.head + head < a.h));
+          rope += a.rope.head_stride;
         }
       }
-      ptx::mbarrier_arrive_after_copies(&ring.full[slot]);
-      if (lane == 0) {
-        if (bad) atomicOr(a.status, STATUS_BAD_PAGE);
-        reinterpret_cast<unsigned char*>(&ring.bad_page[slot])[warp] = bad;
-        ptx::mbarrier_arrive(&ring.full[slot]);
-      }
+    }
+    ptx::mbarrier_arrive_after_copies(&ring.full[cursor.stage]);
+    if (lane == 0) {
+      if (bad) atomicOr(a.status, STATUS_BAD_PAGE);
+      reinterpret_cast<unsigned char*>(&ring.bad_page[cursor.stage])[warp] = bad;
+      ptx::mbarrier_arrive(&ring.full[cursor.stage]);
     }
     cursor.advance();
   }

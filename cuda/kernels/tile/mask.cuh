@@ -87,9 +87,9 @@ __device__ __forceinline__ void mask_scores(float (&s)[R], const Visibility (&vi
 //     or NaN become zeros and are marked, for `mask_scores` to give a NaN to whoever sees them.
 //     `any` is set where one is and never cleared: from then on the kernel takes its slower path.
 // All who read these blocks call it before any of them reads one, as `warps` warps, and synchronise
-// after it.
-template <class T, i32 BLOCKS, i32 ROWS>
-__device__ __forceinline__ void sanitise(Block<ROWS>* state, Poison<ROWS>& poison, i32 kv,
+// after it. `state + i` is the state's block i.
+template <class T, i32 BLOCKS, class Blocks, i32 ROWS>
+__device__ __forceinline__ void sanitise(const Blocks& state, Poison<ROWS>& poison, i32 kv,
                                          i32 hidden, i32 kv_len, i32 warp, i32 warps) {
   constexpr i32 VECTORS = BLOCKS * VECTORS_PER_ROW;
   const i32 lane = threadIdx.x % 32;

@@ -10,7 +10,6 @@ struct Bf16 {
   static __device__ __forceinline__ u32 pack(float low, float high) {
     return ptx::pack_bf16(low, high);
   }
-  static __device__ __forceinline__ u32 multiply(u32 a, u32 b) { return ptx::multiply_bf16(a, b); }
 };
 
 struct F16 {
@@ -19,7 +18,6 @@ struct F16 {
   static __device__ __forceinline__ u32 pack(float low, float high) {
     return ptx::pack_f16(low, high);
   }
-  static __device__ __forceinline__ u32 multiply(u32 a, u32 b) { return ptx::multiply_f16(a, b); }
 };
 
 // Whether one of the two elements in `pair` is an infinity or a NaN.

@@ -60,6 +60,12 @@ struct Cursor {
     }
   }
 
+  // The position `stages` <= STAGES behind this one.
+  __device__ __forceinline__ Cursor ahead(i32 stages) const {
+    const i32 after = stage + stages;
+    return after < STAGES ? Cursor{after, parity} : Cursor{after - STAGES, parity ^ 1};
+  }
+
   // The position `stages` < STAGES before this one. Before the first round the parity is that of a
   // phase that counts as complete.
   __device__ __forceinline__ Cursor back(i32 stages) const {
