@@ -144,10 +144,9 @@ struct Scoring {
   Place& at;
   i32 hidden;  // first position that some row of the item does not see
   OnlineSoftmax softmax;
-  bool bad_page;
 
   __device__ __forceinline__ Scoring(const Attend& a, const Item& item, SharedMemory& shared, Place& at)
-      : a(a), item(item), shared(shared), at(at), bad_page(false) {
+      : a(a), item(item), shared(shared), at(at) {
     hidden = first_hidden(a.batch, item.piece, item.first_row / a.group);
     softmax.init();
   }
@@ -255,12 +254,20 @@ struct Scoring {
       unit_in(index);
     }
     if (Traits::ROPE_BLOCKS == 0) side_in();
-    bad_page |= shared.ring.bad_page[at.side.stage] != 0;
+  }
+
+  // Of a row's four lanes the first writes what the summing groups are told of the row, and arrives: racecheck
+  // sees no order between what one thread writes and another's arrival.
+  static __device__ __forceinline__ bool tells() { return threadIdx.x % 4 == 0; }
+
+  static __device__ __forceinline__ void tell(u64* barrier) {
+    __syncwarp();
+    if (tells()) ptx::mbarrier_arrive(barrier);
   }
 
   // P of a side's tile is the summing groups'.
   __device__ __forceinline__ void hand(i32 side) {
-    if (side != NONE) ptx::mbarrier_arrive_warp(&shared.weighed[side]);
+    if (side != NONE) tell(&shared.weighed[side]);
   }
 
   __device__ __forceinline__ void mask(Scores& s, i32 kv) {
@@ -291,7 +298,7 @@ struct Scoring {
                             Number::pack(t[4], t[5]), Number::pack(t[6], t[7])};
       ptx::stmatrix_x4(fragment_address(shared.tiles.sides[side].blocks, step), piece);
     }
-    if (moved && threadIdx.x % 4 == 0) {
+    if (moved && tells()) {
       shared.correction[side][thread_row()] = correction[0];
       shared.correction[side][thread_row() + 8] = correction[1];
     }
@@ -300,21 +307,20 @@ struct Scoring {
   }
 
   __device__ __forceinline__ void finish(u32 item_parity) {
-    if (bad_page) softmax.sum[0] = softmax.sum[1] = not_a_number();
     float factor[2], lse_log2[2];
     softmax.normalise(factor, lse_log2);
     const i32 row = item.first_row + thread_row();
     resolve_weightless(a, item, row, factor[0], lse_log2[0]);
     resolve_weightless(a, item, row + 8, factor[1], lse_log2[1]);
     ptx::mbarrier_wait(&shared.stored, item_parity ^ 1);
-    if (threadIdx.x % 4 == 0) {
+    if (tells()) {
 #pragma unroll
       for (i32 half = 0; half < 2; ++half) {
         shared.factor[thread_row() + 8 * half] = factor[half];
         shared.lse_log2[thread_row() + 8 * half] = lse_log2[half];
       }
     }
-    ptx::mbarrier_arrive_warp(&shared.finished);
+    tell(&shared.finished);
   }
 
   __device__ __forceinline__ void run(u32 item_parity) {
@@ -395,10 +401,13 @@ struct Summing {
 
   __device__ __forceinline__ void run(u32 item_parity) {
     Accumulator first = {}, second = {};
+    u32 bad_page = 0;
 #pragma unroll 1
     for (i32 left = item.tiles(); left > 0; --left) {
       weighed_in();
       const i32 side = at.side.stage;
+      // By the lane that will release the side.
+      if (threadIdx.x % 32 == 0) bad_page |= shared.ring.bad_page[side];
       if (shared.moved[side][group_warp()]) {
         correct(first, shared.correction[side]);
         correct(second, shared.correction[side]);
@@ -417,8 +426,11 @@ struct Summing {
     find_rows(shared.result[HALF], a, item, item.first_row, Traits::ROWS, Traits::S);
     ptx::mbarrier_wait(&shared.finished, item_parity);
     const i32 row = thread_row();
-    const float factor[2] = {shared.factor[row], shared.factor[row + 8]};
-    const float lse_log2[2] = {shared.lse_log2[row], shared.lse_log2[row + 8]};
+    float factor[2] = {shared.factor[row], shared.factor[row + 8]};
+    float lse_log2[2] = {shared.lse_log2[row], shared.lse_log2[row + 8]};
+    if (__any_sync(~0u, bad_page != 0)) {
+      factor[0] = factor[1] = lse_log2[0] = lse_log2[1] = not_a_number();
+    }
     // All warps' products read the units that the result goes through.
     ptx::named_barrier_sync(BARRIER_SUMMING + HALF, 128);
     store(first, 0, factor, lse_log2);
@@ -427,7 +439,7 @@ struct Summing {
     consumer_arrive<Traits::BOXES>(&shared.ring.unit_empty[unit(0)]);
     consumer_arrive<Traits::BOXES>(&shared.ring.unit_empty[unit(1)]);
     at.advance();
-    ptx::mbarrier_arrive_warp(&shared.stored);
+    ptx::mbarrier_arrive(&shared.stored);
   }
 };
 
@@ -481,9 +493,10 @@ extern "C" __global__ void __launch_bounds__(Traits::THREADS, 1)
     constexpr bool BOXES = Traits::BOXES;
     const u32 group_arrivals = consumer_arrivals<BOXES>(Traits::GROUP_WARPS);
     shared.ring.init(BOXES ? BOX_PRODUCERS : ROW_PRODUCERS, group_arrivals, 2 * group_arrivals);
-    for (u64& weighed : shared.weighed) ptx::mbarrier_init(&weighed, Traits::GROUP_WARPS);
-    ptx::mbarrier_init(&shared.finished, Traits::GROUP_WARPS);
-    ptx::mbarrier_init(&shared.stored, 2 * Traits::GROUP_WARPS);
+    constexpr u32 TELLING = 32;
+    for (u64& weighed : shared.weighed) ptx::mbarrier_init(&weighed, TELLING);
+    ptx::mbarrier_init(&shared.finished, TELLING);
+    ptx::mbarrier_init(&shared.stored, 2 * 128);
     ptx::fence_mbarrier_init();
     for (Poison<TILE_TOKENS>& poison : shared.poison) poison.init();
     if constexpr (BOXES) {
