@@ -30,6 +30,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = embedded![
     "ptx/convert.cuh",
     "ptx/copy.cuh",
     "ptx/copy_groups.cuh",
+    "ptx/global.cuh",
     "ptx/mma.cuh",
     "ptx/number.cuh",
     "ptx/shared.cuh",
