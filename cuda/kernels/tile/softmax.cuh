@@ -17,7 +17,7 @@ constexpr float HEADROOM = 8.0f;
 
 struct OnlineSoftmax {
   float base[2];  // -inf before the first visible score
-  float sum[2];   // of this thread's exponentials: lanes are added up in `gather`
+  float sum[2];   // of this thread's exponentials: lanes are added up in `normalise`
 
   __device__ __forceinline__ void init() {
     base[0] = base[1] = -infinity();
@@ -33,29 +33,16 @@ struct OnlineSoftmax {
     return moved;
   }
 
-  // The row's exponentials, of all its threads.
-  __device__ __forceinline__ void gather() {
+  // The factor that turns the accumulator into the result, and the row's log-sum-exp in base 2.
+  __device__ __forceinline__ void normalise(float (&factor)[2], float (&lse_log2)[2]) const {
 #pragma unroll
     for (i32 r = 0; r < 2; ++r) {
-      sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
-      sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
-    }
-  }
-
-  // The factor that turns the accumulator into the result, and the row's log-sum-exp in base 2, from
-  // what was gathered.
-  __device__ __forceinline__ void finish(float (&factor)[2], float (&lse_log2)[2]) const {
-#pragma unroll
-    for (i32 r = 0; r < 2; ++r) {
-      const float total = sum[r];
+      float total = sum[r];
+      total += __shfl_xor_sync(~0u, total, 1);
+      total += __shfl_xor_sync(~0u, total, 2);
       factor[r] = total == 0.0f ? 0.0f : 1.0f / total;
       lse_log2[r] = total == 0.0f ? -infinity() : base[r] + ptx::log2(total);
     }
-  }
-
-  __device__ __forceinline__ void normalise(float (&factor)[2], float (&lse_log2)[2]) {
-    gather();
-    finish(factor, lse_log2);
   }
 
   // What turns sums against base `from` into sums against `to`.
