@@ -59,7 +59,7 @@ struct Traits {
   static_assert(SCORING_REGISTERS + 2 * SUMMING_REGISTERS + PRODUCER_REGISTERS <= 512);
 
   // PERF: MLA, 128 heads, 128 sequences of 8192, q_len 2, in an earlier form: 11 units and so 3 blocks of
-  // queries in shared memory 842 us; 10 units, 5 blocks 886; 8 units 1361.
+  // queries in shared memory 842 us; 10 units, 5 blocks 886.
   static constexpr i32 REGISTER_QUERY_BLOCKS = KEY_BLOCKS > 6 ? 6 : KEY_BLOCKS - 1;
   static constexpr i32 SHARED_QUERY_BLOCKS = KEY_BLOCKS - REGISTER_QUERY_BLOCKS;
 
@@ -404,6 +404,8 @@ struct Summing {
     u32 bad_page = 0;
 #pragma unroll 1
     for (i32 left = item.tiles(); left > 0; --left) {
+      // While there is something to wait for; see ResultRows.
+      if (left == 1) find_rows(shared.result[HALF], a, item, item.first_row, Traits::ROWS, Traits::S);
       weighed_in();
       const i32 side = at.side.stage;
       // By the lane that will release the side.
@@ -423,7 +425,6 @@ struct Summing {
       unit_out(1);
       at.advance();
     }
-    find_rows(shared.result[HALF], a, item, item.first_row, Traits::ROWS, Traits::S);
     ptx::mbarrier_wait(&shared.finished, item_parity);
     const i32 row = thread_row();
     float factor[2] = {shared.factor[row], shared.factor[row + 8]};
@@ -475,6 +476,13 @@ __device__ __forceinline__ void produce(const Attend& a, const TensorMap* state_
   Item item;
   for (ItemWalk walk(a.schedule); walk.next(item, a.schedule, a.group);) {
     if constexpr (Traits::BOXES) {
+      // Asked for behind the tiles, of which 22 MB may be under way, queries came last: by clock stamps those of 16
+      // heads at 13 us, and their first S at 18.
+      // PERF: MLA, q_len 1 / 2, 16 heads, one launch right after another: without 487.9 / 921.3, 420.7 us, so
+      // 482.0 / 912.1, 418.5; tiles not asked for until queries are, by those who load them, 483.7 / 916.6,
+      // 418.9, or until they are there 488.8 / 916.1, 418.8. By three other warps beside the first tiles 483.8 /
+      // 947.7, 419.0, where so it is 478.0 / 933.3, 418.7. tied_sm90 loses: B 16 73.6 / 80.2 -> 74.5 / 82.0.
+      prefetch_queries<Traits::ROWS, Traits::N + Traits::R>(a, item);
       load_item_unit_boxes(item, a.batch, state_map, rope_map, shared.tiles, shared.ring, at, a.status);
     } else {
       load_item_unit_rows(item, a, shared.tiles, shared.ring, at);

@@ -19,7 +19,7 @@ const ARCHITECTURES: [(&str, usize); 3] =
     [("sm_80", 163 << 10), ("sm_89", 99 << 10), ("sm_90a", 227 << 10)];
 
 /// Bytes that `tied_wide_sm90` keeps on the stack from item to item: its accumulators leave no registers.
-const WIDE_SPILLS: usize = 32;
+const WIDE_SPILLS: usize = 16;
 /// Bytes that `combine` spills on sm_89 at s = 256.
 const COMBINE_SPILLS: usize = 4;
 

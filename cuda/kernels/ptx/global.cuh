@@ -18,4 +18,10 @@ __device__ __forceinline__ void store_16_unless_null(u16* base, i32 offset, cons
       "l"(base + offset), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w));
 }
 
+// cp.async.bulk.prefetch.L2: asks for `bytes` bytes, a multiple of 16, as the address is.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-prefetch
+__device__ __forceinline__ void prefetch_to_l2(const void* source, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+}
+
 }  // namespace ptx

@@ -1,7 +1,9 @@
 // Packed query rows: which query a row is, and the copy of 64 of them into shared memory.
 #pragma once
 
+#include "ptx/control.cuh"
 #include "ptx/copy.cuh"
+#include "ptx/global.cuh"
 #include "tile/block.cuh"
 #include "tile/item.cuh"
 
@@ -35,6 +37,19 @@ __device__ __forceinline__ void load_queries(Block<ROWS>* blocks, const Attend& 
       ptx::copy_16_or_zero(destination + block * sizeof(Block<ROWS>),
                            source + block * BLOCK_COLUMNS, valid);
     }
+  }
+}
+
+// Asks for the WIDTH columns of an item's rows, by a warp, so that they are in the L2 when they are loaded.
+template <i32 ROWS, i32 WIDTH>
+__device__ __forceinline__ void prefetch_queries(const Attend& a, const Item& item) {
+  const u16* data = static_cast<const u16*>(a.q.data);
+  const i32 end = min(item.first_row + ROWS, item.rows);
+#pragma unroll 1
+  for (i32 row = item.first_row + ptx::opaque(threadIdx.x) % 32; row < end; row += 32) {
+    const QueryRow q = query_row(row, item.head, a.group);
+    ptx::prefetch_to_l2(data + (item.piece.q_start + q.query) * a.q.row_stride + q.head * a.q.head_stride,
+                        WIDTH * sizeof(u16));
   }
 }
 

@@ -71,9 +71,9 @@ __device__ __forceinline__ void store_lse(const RowPlace& place, float lse_log2)
 
 // Where the 64 rows of a warpgroup's result begin in the caller's layout, if it is final and of 16-bit
 // numbers; null: padding.
-// PERF: tied_sm90 finds them while the first tile is on its way and not at the end, where nothing hides
-// the divisions: GLA, 128 sequences of 8192, q_len 2 / 4 440.9 / 804.2 -> 439.1 / 800.5 us. For
-// tied_wide_sm90, which finds them at the end, that was no better: MLA, q_len 1 / 2 496.0 / 889.0 -> 499.9 / 888.3.
+// PERF: not at the end, where nothing hides the divisions. tied_sm90 finds them while the first tile is on its
+// way: GLA, 128 sequences of 8192, q_len 2 / 4 440.9 / 804.2 -> 439.1 / 800.5 us; tied_wide_sm90 while the last
+// tile's P is: MLA, q_len 1 / 2, a launch right after the other, 496.2 / 931.6 -> 487.6 / 928.2.
 struct ResultRows {
   u16* at[64];
 };
