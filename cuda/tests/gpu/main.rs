@@ -1,6 +1,6 @@
 //! What a serving engine relies on and the conformance suite cannot ask of every engine: replayed
 //! graphs, foreign memory and streams, several devices, the status word, offsets past 2^31,
-//! repeatable bits, and small/ for tools that slow every launch down.
+//! repeatable bits, widths that no model has, and small/ for tools that slow every launch down.
 //!
 //! Without a device the trials are ignored, each with the reason;
 //! `GROUPED_ATTENTION_REQUIRE_ENGINES=cuda` makes that a failure.
@@ -14,6 +14,7 @@ mod repeat;
 mod replay;
 mod small;
 mod status;
+mod widths;
 
 use grouped_attention_cuda::{CudaBackend, Kernels};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -28,7 +29,7 @@ type Run = fn(&CudaBackend) -> Outcome;
 /// A trial of the same engine on two devices.
 type RunTwo = fn(&CudaBackend, &CudaBackend) -> Outcome;
 
-const TRIALS: [(&str, Run); 14] = [
+const TRIALS: [(&str, Run); 15] = [
     ("small/every-kernel-once", small::every_kernel),
     ("repeat/three-runs-have-the-same-bits", repeat::three_runs),
     ("repeat/rows-past-2^31-elements", repeat::far_rows),
@@ -43,6 +44,7 @@ const TRIALS: [(&str, Run); 14] = [
     ("status/bad-write-is-reported", status::bad_write),
     ("status/length-past-the-plan-is-reported", status::long_sequence),
     ("infinite/scores-of-minus-infinity-are-no-empty-rows", infinite::scores),
+    ("widths/wide-rows-agree-with-the-reference", widths::wide),
 ];
 
 const TRIALS_OF_TWO: [(&str, RunTwo); 2] = [
