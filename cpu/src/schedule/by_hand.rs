@@ -104,23 +104,23 @@ fn invariant_parts_follow_the_length() {
 
 #[test]
 fn one_sequence_is_cut_evenly() {
-    // Four tasks a thread.
+    // Two tasks a thread.
     let schedule = planned(&GQA, &[(1, 32_768)], &Mask::Causal);
-    let even: Vec<_> = (0..8).map(|part| part * 4096..(part + 1) * 4096).collect();
+    let even: Vec<_> = (0..4).map(|part| part * 8192..(part + 1) * 8192).collect();
     assert_eq!(cuts(&schedule), even);
     assert_eq!(
         schedule.joins,
-        [Join { sequence: 0, heads: 0..8, queries: 0..1, slot: 0, parts: 8 }]
+        [Join { sequence: 0, heads: 0..8, queries: 0..1, slot: 0, parts: 4 }]
     );
     // Each part has 32 rows.
     let slots: Vec<_> = schedule.tasks.iter().map(|task| task.slot).collect();
-    assert_eq!(slots, (0..8).map(|part| Some(32 * part)).collect::<Vec<_>>());
+    assert_eq!(slots, (0..4).map(|part| Some(32 * part)).collect::<Vec<_>>());
     // Parts are no shorter than 256 positions, and whole blocks but for the last.
     assert_eq!(cuts(&planned(&GQA, &[(1, 700)], &Mask::Causal)), [0..384, 384..700]);
     assert_eq!(cuts(&planned(&GQA, &[(1, 511)], &Mask::Causal)), std::slice::from_ref(&(0..511)));
-    // Three threads: 12 parts of ceil(40000 / 12), in whole blocks.
+    // Three threads: 6 parts of ceil(40000 / 6), in whole blocks.
     let three = planned(&Sizes { threads: 3, ..GQA }, &[(1, 40_000)], &Mask::Causal);
-    assert_eq!((three.tasks.len(), three.tasks[1].positions.clone()), (12, 3392..6784));
+    assert_eq!((three.tasks.len(), three.tasks[1].positions.clone()), (6, 6720..13_440));
 }
 
 #[test]
@@ -133,9 +133,20 @@ fn a_sequence_is_cut_by_its_share_of_the_step() {
     assert_eq!(schedule.joins[1].slot, 12 * 32);
     // Arithmetic weighs as well as bytes: 32 queries of half the length.
     let schedule = planned(&GQA, &[(32, 8192), (1, 16_384)], &Mask::Full);
-    // 32 queries weigh 4096 + 32768 a position, one 5120: of 8 shares 6.3 and 1.7.
+    // 32 queries weigh 4096 + 32768 a position, one 5120: of 8 shares 6.3 and 1.7. Seven parts are one too many for
+    // two threads.
     let of = |sequence| schedule.tasks.iter().filter(|task| task.sequence == sequence).count();
-    assert_eq!((of(0), of(1)), (7, 2));
+    assert_eq!((of(0), of(1)), (6, 2));
+}
+
+#[test]
+fn threads_have_as_many_parts_each() {
+    let fast = Sizes { flops_per_byte: 200, ..MLA };
+    // Parts of at least 1648 positions: three, of which one thread would have two.
+    assert_eq!(cuts(&planned(&fast, &[(1, 6400)], &Mask::Causal)), [0..3200, 3200..6400]);
+    // Fewer than threads are as many as they are.
+    let three = planned(&Sizes { threads: 4, ..fast }, &[(1, 5000)], &Mask::Causal);
+    assert_eq!(cuts(&three), [0..1728, 1728..3456, 3456..5000]);
 }
 
 #[test]
