@@ -119,7 +119,7 @@ impl Job for Finish<'_, '_> {
     fn run<L: Lanes>(self, lanes: L) {
         let Task { sequence, heads, queries, .. } = self.task;
         // SAFETY: no other task or join writes this sequence's heads and queries.
-        unsafe { self.shared.finish(lanes, *sequence, heads, queries, self.sums) }
+        unsafe { self.shared.finish(lanes, *sequence, heads, queries, 0, self.sums) }
     }
 }
 

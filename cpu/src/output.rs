@@ -86,6 +86,13 @@ fn narrow<L: Lanes, O: Element>(row: &mut [O], o: &[f32], interleaved: bool) {
     }
     for (row, unit) in row.chunks_mut(L::UNIT).zip(o.chunks_exact(L::UNIT)) {
         let (even, odd) = unit.split_at(L::LANES);
+        if row.len() == L::UNIT {
+            // Without a rest, which the compiler would not make vectors of.
+            for (pair, (even, odd)) in row.as_chunks_mut().0.iter_mut().zip(even.iter().zip(odd)) {
+                *pair = [O::from_f32(*even), O::from_f32(*odd)];
+            }
+            continue;
+        }
         for (cells, (even, odd)) in row.chunks_mut(2).zip(even.iter().zip(odd)) {
             for (cell, x) in cells.iter_mut().zip([even, odd]) {
                 *cell = O::from_f32(*x);

@@ -90,7 +90,7 @@ impl<E: Unit> Job for TaskRun<'_, E> {
         }
         if task.slot.is_none() {
             // SAFETY: no other task or join writes this sequence's heads and queries.
-            unsafe { shared.finish(lanes, task.sequence, &task.heads, &task.queries, sums) }
+            unsafe { shared.finish(lanes, task.sequence, &task.heads, &task.queries, 0, sums) }
         }
     }
 }
