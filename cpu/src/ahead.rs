@@ -3,11 +3,16 @@
 //! Its products read what is in the second-level cache, so everything should be there when its turn
 //! comes. The lines are asked for evenly, since a core has room for few requests and waits where
 //! there are more: in step with the work, whose unit is the product of two tiles.
+//!
+//! Where there is one tile of rows products are few and memory sets the pace: what is asked for is counted out for
+//! each 64 positions beforehand.
 
 use crate::amx::Asked;
 use crate::lanes::Avx512;
+use crate::schedule::BLOCK;
 use crate::strip::{LINE, Strip};
 use half::bf16;
+use std::ops::Range;
 
 /// Rows to ask for.
 #[derive(Debug)]
@@ -84,4 +89,85 @@ impl<'a> Ahead<'a> {
         self.next.1 += rows;
         self.due -= (rows * strip.lines() * LINE).cast_signed();
     }
+}
+
+/// What the next head reads of the positions that this one is at, for one tile of rows.
+///
+/// Keys of 64 positions are asked for with the scores of 64 and while they are weighed, values with the products of
+/// values; states, which are both, with all three.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beside<'a> {
+    /// Keys, or states.
+    pub(crate) first: Strip<'a, bf16>,
+    /// Values where they are not states.
+    pub(crate) values: Option<Strip<'a, bf16>>,
+    /// Rope keys of the next block.
+    pub(crate) rope: Strip<'a, bf16>,
+}
+
+impl Beside<'_> {
+    /// Rows of 64 that are asked for with scores, and up to which they are while weighing.
+    ///
+    /// PERF: two threads of a Xeon, B 8, L 8192, medians, us. Separate, 48 and 64 / 32 and 64 / 32 and 48: GQA at `q_len` 1
+    /// 11184 / 11371 / 12121, at 4 13229 / 13115 / 14496. Tied, 16 and 24 / 24 and 32 / 32 and 48 / 32 and 64 / 64 and 64:
+    /// MLA with 16 heads 4701 / 4865 / 5233 / 6051 / 4976, GLA-2 with 16 heads 4372 / 4435 / 4368 / 4647 / 4689, GTA at
+    /// `q_len` 4 10027 / 9895 / 10779 / 10620 / 11004.
+    fn shares(&self) -> (usize, usize) {
+        if self.values.is_some() { (48, BLOCK) } else { (16, 24) }
+    }
+
+    /// With the scores of a group of 64 positions, which take so many products.
+    #[inline]
+    pub(crate) fn scores(&self, lanes: Avx512, group: usize, products: usize) -> Asked {
+        let start = group * BLOCK;
+        rows(lanes, self.first, start..start + self.shares().0, products)
+    }
+
+    /// While half of a group is weighed.
+    #[inline]
+    pub(crate) fn weights(&self, lanes: Avx512, half: usize) {
+        let (from, to) = self.shares();
+        let ask = |strip, from: usize, to: usize| {
+            let each = (to - from) / 2;
+            let start = half / 2 * BLOCK + from + half % 2 * each;
+            rows(lanes, strip, start..start + each, 1).with(0..1);
+        };
+        ask(self.first, from, to);
+        ask(self.rope, 0, BLOCK);
+    }
+
+    /// With the products of half of a group's values and some of their columns, of so many parts.
+    #[inline]
+    pub(crate) fn values(
+        &self,
+        lanes: Avx512,
+        half: usize,
+        (part, parts): (usize, usize),
+        products: usize,
+    ) -> Asked {
+        let (strip, from) = match self.values {
+            Some(values) => (values, 0),
+            None => (self.first, self.shares().1),
+        };
+        let each = (BLOCK - from) / 2;
+        let start = half / 2 * BLOCK + from + half % 2 * each;
+        let [first, end] = [part, part + 1].map(|part| start + part * each / parts);
+        rows(lanes, strip, first..end, products)
+    }
+}
+
+/// Some rows with so many products: a run of them, or, where they do not follow each other, nothing, since they are
+/// asked for at once.
+#[inline]
+fn rows(lanes: Avx512, strip: Strip<'_, bf16>, range: Range<usize>, products: usize) -> Asked {
+    let range = range.start..range.end.min(strip.len());
+    if range.is_empty() {
+        return Asked::NOTHING;
+    }
+    if let Some(run) = strip.whole_run(range.clone()) {
+        let [start, end] = [run.start, run.end].map(<*const bf16>::cast::<u8>);
+        return Asked::lines(start, (end.addr() - start.addr()).div_ceil(products));
+    }
+    range.for_each(|row| strip.prefetch(lanes, row));
+    Asked::NOTHING
 }

@@ -10,6 +10,8 @@ use crate::strip::LINE;
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch, _xgetbv, CpuidResult};
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -40,29 +42,124 @@ impl Amx {
 
     /// Configures the calling thread's tiles, until the guard is dropped.
     pub(crate) fn tiles(self) -> Tiles {
-        let mut config = Config { bytes: [0; 64] };
-        config.bytes[0] = 1; // the only palette: eight tiles of at most 16 rows of 64 bytes
-        for tile in 0..8 {
-            config.bytes[16 + 2 * tile] = 64; // bytes per row, little-endian u16
-            config.bytes[48 + tile] = 16; // rows
-        }
-        // SAFETY: `self` proves that the instruction may be executed, and the operand is the 64
-        // bytes that it reads.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) }
-        Tiles { _thread: std::marker::PhantomData }
+        let tiles = Tiles { shape: Cell::new(Shape::Whole), _thread: PhantomData };
+        tiles.configure(Shape::Whole);
+        tiles
     }
 }
 
+/// Query rows that a tile of one head has room for: sixteen, or fewer where there are no more.
+///
+/// Products of probabilities of four rows take half as long as those of sixteen, and scores of four rows lie
+/// side by side for four positions, so that weighing takes a quarter of the vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Height {
+    Four,
+    Eight,
+    Sixteen,
+}
+
+impl Height {
+    /// The least that has room for so many rows; for more than sixteen there are several tiles.
+    pub(crate) fn of(rows: usize) -> Height {
+        match rows {
+            ..=4 => Height::Four,
+            5..=8 => Height::Eight,
+            _ => Height::Sixteen,
+        }
+    }
+
+    pub(crate) const fn rows(self) -> usize {
+        match self {
+            Height::Four => 4,
+            Height::Eight => 8,
+            Height::Sixteen => ROWS,
+        }
+    }
+}
+
+/// What the eight tiles are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// 16 rows of 64 bytes.
+    Whole,
+    /// So too, but tiles 0 to 3, the scores, and 7, the queries, have as many columns of 4 bytes as there are
+    /// query rows.
+    Scores(Height),
+    /// As [`Shape::Whole`], but tiles 0 to 5, sums and probabilities, have as many rows as there are query rows.
+    Values(Height),
+}
+
+/// What the instruction reads.
 #[repr(C, align(64))]
 struct Config {
     bytes: [u8; 64],
 }
 
+impl Config {
+    /// Tiles of so many rows, and of so many bytes a row.
+    const fn new(rows: [u8; 8], bytes_per_row: [u8; 8]) -> Config {
+        let mut bytes = [0; 64];
+        bytes[0] = 1; // the only palette: eight tiles of at most 16 rows of 64 bytes
+        let mut tile = 0;
+        while tile < 8 {
+            bytes[16 + 2 * tile] = bytes_per_row[tile]; // little-endian u16
+            bytes[48 + tile] = rows[tile];
+            tile += 1;
+        }
+        Config { bytes }
+    }
+
+    const fn scores(height: Height) -> Config {
+        let c = 4 * height.rows() as u8;
+        Config::new([16; 8], [c, c, c, c, 64, 64, 64, c])
+    }
+
+    const fn values(height: Height) -> Config {
+        let r = height.rows() as u8;
+        Config::new([r, r, r, r, r, r, 16, 16], [64; 8])
+    }
+}
+
 /// The calling thread's tiles are configured while this lives.
 #[derive(Debug)]
 pub(crate) struct Tiles {
+    shape: Cell<Shape>,
     /// Tiles belong to a thread: neither Send nor Sync.
-    _thread: std::marker::PhantomData<*const ()>,
+    _thread: PhantomData<*const ()>,
+}
+
+impl Tiles {
+    /// Makes the tiles of a shape, which zeroes them.
+    #[inline]
+    fn shape(&self, shape: Shape) {
+        let shape = match shape {
+            Shape::Scores(Height::Sixteen) | Shape::Values(Height::Sixteen) => Shape::Whole,
+            shape => shape,
+        };
+        if self.shape.get() != shape {
+            self.configure(shape);
+        }
+    }
+
+    fn configure(&self, shape: Shape) {
+        static WHOLE: Config = Config::new([16; 8], [64; 8]);
+        static SCORES: [Config; 2] = [Config::scores(Height::Four), Config::scores(Height::Eight)];
+        static VALUES: [Config; 2] = [Config::values(Height::Four), Config::values(Height::Eight)];
+        let config = match shape {
+            Shape::Scores(Height::Four) => &SCORES[0],
+            Shape::Scores(Height::Eight) => &SCORES[1],
+            Shape::Values(Height::Four) => &VALUES[0],
+            Shape::Values(Height::Eight) => &VALUES[1],
+            Shape::Whole | Shape::Scores(Height::Sixteen) | Shape::Values(Height::Sixteen) => {
+                &WHOLE
+            }
+        };
+        // SAFETY: there is a guard, so the instruction may be executed, and the operand is the 64 bytes that
+        // it reads.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly)) }
+        self.shape.set(shape);
+    }
 }
 
 impl Drop for Tiles {
@@ -146,6 +243,27 @@ macro_rules! ask {
     };
 }
 
+macro_rules! ask_4 {
+    () => {
+        concat!(ask!(), ask!())
+    };
+}
+macro_rules! ask_6 {
+    () => {
+        concat!(ask!(), ask!(), ask!())
+    };
+}
+macro_rules! ask_8 {
+    () => {
+        concat!(ask_4!(), ask_4!())
+    };
+}
+macro_rules! ask_12 {
+    () => {
+        concat!(ask_6!(), ask_6!())
+    };
+}
+
 /// Four products of [`scores_2x2`], and the way to the next.
 macro_rules! products_2x2 {
     () => {
@@ -169,24 +287,20 @@ macro_rules! products_2x2 {
 
 /// Four products of [`scores_4x1`], and the way to the next.
 macro_rules! products_4x1 {
-    () => {
+    ($ask:ident) => {
         concat!(
             "tileloadd tmm7, [{b} + {t}*1]\n",
             "tileloaddt1 tmm4, [{a0} + {s}*1]\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm0, tmm4, tmm7\n",
             "tileloaddt1 tmm5, [{a1} + {s}*1]\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm1, tmm5, tmm7\n",
             "tileloaddt1 tmm6, [{a2} + {s}*1]\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm2, tmm6, tmm7\n",
             "tileloaddt1 tmm4, [{a3} + {s}*1]\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm3, tmm4, tmm7\n",
             "add {a0}, 64\nadd {a1}, 64\nadd {a2}, 64\nadd {a3}, 64\nadd {b}, 1024\n",
         )
@@ -196,27 +310,23 @@ macro_rules! products_4x1 {
 /// Four products of [`values_in_place`], of one position of each two: probabilities `$first` bytes on, which stand
 /// before their zeros, and `$second` bytes on, which stand behind them.
 macro_rules! products_in_place {
-    ($first:literal, $second:literal) => {
+    ($ask:ident, $first:literal, $second:literal) => {
         concat!(
             "tileloadd tmm4, [{a} + {t}*1 + ",
             $first,
             "]\n",
             "tileloaddt1 tmm6, [{b} + {w}*2]\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm0, tmm4, tmm6\n",
             "tileloadd tmm5, [{a} + {t}*1 + ",
             $second,
             "]\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm1, tmm5, tmm6\n",
             "tileloaddt1 tmm7, [{b} + {w}*2 + 64]\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm2, tmm4, tmm7\n",
-            ask!(),
-            ask!(),
+            $ask!(),
             "tdpbf16ps tmm3, tmm5, tmm7\n",
         )
     };
@@ -239,16 +349,30 @@ pub(crate) struct Asked {
 impl Asked {
     /// Addresses with each product of [`scores_2x2`].
     pub(crate) const TWO_TILES: usize = 2;
-    /// Addresses with each of the other products, those of one tile of rows.
-    pub(crate) const ONE_TILE: usize = 4;
+    /// Addresses with each of the other products of packed values.
+    pub(crate) const PACKED: usize = 4;
 
     /// One line, which is always near.
     pub(crate) const NOTHING: Asked = Asked { start: NEAR.as_ptr(), bytes: 0 };
+
+    pub(crate) fn start(self) -> *const u8 {
+        self.start
+    }
+
+    /// Bytes with each product.
+    pub(crate) fn bytes(self) -> usize {
+        self.bytes
+    }
 
     /// Lines from `start` on, so many bytes with each product. Nothing of them is read, so `start` may
     /// point anywhere.
     pub(crate) fn lines(start: *const u8, bytes: usize) -> Asked {
         Asked { start, bytes }
+    }
+
+    /// True if these are more than so many addresses with a product.
+    fn more_than(self, addresses: usize) -> bool {
+        self.bytes > addresses * LINE
     }
 
     /// Asks for what is due with some products, or what takes as long as they.
@@ -289,14 +413,15 @@ pub(crate) struct Piece {
 /// readable; each of `queries` must point to as many tiles as both depths together; each of `out`
 /// must be writable, apart from all the others.
 pub(crate) unsafe fn scores_2x2(
-    _: &Tiles,
+    tiles: &Tiles,
     pieces: &[Piece; 2],
     queries: [*const Tile<u32>; 2],
-    out: [[*mut Tile<f32>; 2]; 2],
+    out: [[*mut f32; 2]; 2],
     asked: Asked,
 ) {
-    // SAFETY: `Tiles` says that all tiles are 16 rows of 64 bytes, so what is read and written is
-    // what the caller promised; the block declares every register it changes.
+    tiles.shape(Shape::Whole);
+    // SAFETY: all tiles are 16 rows of 64 bytes now, so what is read and written is what the caller promised;
+    // the block declares every register it changes.
     unsafe {
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
@@ -345,64 +470,91 @@ pub(crate) unsafe fn scores_2x2(
     }
 }
 
-/// `S^T` of four groups of positions and one tile of queries, which follow each other in `out`:
-/// for few rows, four accumulators still hide each other's latency.
+/// The keys of four groups of 16 positions, both pieces, and how their scores are stored.
+#[derive(Debug)]
+#[repr(C)]
+struct FourGroups {
+    pieces: [Piece; 2],
+    /// Bytes from the scores of a position to those of the next.
+    stride: usize,
+}
+
+/// `S^T` of four groups of positions and one tile of queries, of which `height` rows count: `[64 positions, height]`,
+/// dense. For few rows, four accumulators still hide each other's latency.
 ///
 /// # Safety
-/// As [`scores_2x2`], for four groups, one of `queries` and four tiles of `out`.
+/// As [`scores_2x2`], for four groups, one of `queries` and 256 bytes times `height` at `out`.
 pub(crate) unsafe fn scores_4x1(
-    _: &Tiles,
-    pieces: &[Piece; 2],
+    tiles: &Tiles,
+    height: Height,
+    pieces: [Piece; 2],
     queries: *const Tile<u32>,
-    out: *mut Tile<f32>,
+    out: *mut f32,
     asked: Asked,
 ) {
-    // SAFETY: as in `scores_2x2`.
-    unsafe {
-        asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            "mov {n}, [{p} + 40]",
-            "test {n}, {n}",
-            "jz 3f",
-            "mov {a0}, [{p}]",
-            "mov {a1}, [{p} + 8]",
-            "mov {a2}, [{p} + 16]",
-            "mov {a3}, [{p} + 24]",
-            "mov {s}, [{p} + 32]",
-            "2:",
-            products_4x1!(),
-            "dec {n}",
-            "jnz 2b",
-            "3:",
-            "mov {n}, [{p} + 88]",
-            "test {n}, {n}",
-            "jz 5f",
-            "mov {a0}, [{p} + 48]",
-            "mov {a1}, [{p} + 56]",
-            "mov {a2}, [{p} + 64]",
-            "mov {a3}, [{p} + 72]",
-            "mov {s}, [{p} + 80]",
-            "4:",
-            products_4x1!(),
-            "dec {n}",
-            "jnz 4b",
-            "5:",
-            "tilestored [{c} + {t}*1], tmm0",
-            "tilestored [{c} + {t}*1 + 1024], tmm1",
-            "tilestored [{c} + {t}*1 + 2048], tmm2",
-            "tilestored [{c} + {t}*1 + 3072], tmm3",
-            p = in(reg) pieces.as_ptr(),
-            c = in(reg) out,
-            t = in(reg) TILE_STRIDE,
-            f = inout(reg) asked.start => _,
-            g = in(reg) asked.bytes / Asked::ONE_TILE,
-            b = inout(reg) queries => _,
-            a0 = out(reg) _, a1 = out(reg) _, a2 = out(reg) _, a3 = out(reg) _,
-            s = out(reg) _, n = out(reg) _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
+    let keys = FourGroups { pieces, stride: height.rows() * size_of::<f32>() };
+    macro_rules! scores {
+        ($ask:ident, $addresses:expr) => {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "mov {n}, [{p} + 40]",
+                "test {n}, {n}",
+                "jz 3f",
+                "mov {a0}, [{p}]",
+                "mov {a1}, [{p} + 8]",
+                "mov {a2}, [{p} + 16]",
+                "mov {a3}, [{p} + 24]",
+                "mov {s}, [{p} + 32]",
+                "2:",
+                products_4x1!($ask),
+                "dec {n}",
+                "jnz 2b",
+                "3:",
+                "mov {n}, [{p} + 88]",
+                "test {n}, {n}",
+                "jz 5f",
+                "mov {a0}, [{p} + 48]",
+                "mov {a1}, [{p} + 56]",
+                "mov {a2}, [{p} + 64]",
+                "mov {a3}, [{p} + 72]",
+                "mov {s}, [{p} + 80]",
+                "4:",
+                products_4x1!($ask),
+                "dec {n}",
+                "jnz 4b",
+                "5:",
+                "mov {s}, [{p} + 96]",
+                "mov {n}, {s}",
+                "shl {n}, 4",
+                "tilestored [{c} + {s}*1], tmm0",
+                "add {c}, {n}",
+                "tilestored [{c} + {s}*1], tmm1",
+                "add {c}, {n}",
+                "tilestored [{c} + {s}*1], tmm2",
+                "add {c}, {n}",
+                "tilestored [{c} + {s}*1], tmm3",
+                p = in(reg) &keys,
+                c = inout(reg) out => _,
+                t = in(reg) TILE_STRIDE,
+                f = inout(reg) asked.start => _,
+                g = in(reg) asked.bytes / $addresses,
+                b = inout(reg) queries => _,
+                a0 = out(reg) _, a1 = out(reg) _, a2 = out(reg) _, a3 = out(reg) _,
+                s = out(reg) _, n = out(reg) _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            )
+        };
+    }
+    tiles.shape(Shape::Scores(height));
+    if asked.more_than(6) {
+        // SAFETY: keys are 16 rows of 64 bytes; queries and scores are 16 rows of 4 bytes times `height`, which
+        // are rows of a tile and dense. Else as in `scores_2x2`.
+        unsafe { scores!(ask_12, 12) }
+    } else {
+        // SAFETY: as above.
+        unsafe { scores!(ask_6, 6) }
     }
 }
 
@@ -418,7 +570,7 @@ pub(crate) unsafe fn scores_4x1(
 /// `p` must point to `depth` tiles, and `v` to four times as many; 16 rows of 256 bytes, `stride` apart, must
 /// be readable and writable at `out`.
 pub(crate) unsafe fn values_1x4(
-    _: &Tiles,
+    tiles: &Tiles,
     p: *const Tile<u32>,
     v: *const Tile<u32>,
     depth: usize,
@@ -426,6 +578,7 @@ pub(crate) unsafe fn values_1x4(
     stride: usize,
     asked: Asked,
 ) {
+    tiles.shape(Shape::Whole);
     // SAFETY: as in `scores_2x2`.
     unsafe {
         asm!(
@@ -461,7 +614,7 @@ pub(crate) unsafe fn values_1x4(
             s = in(reg) stride,
             t = in(reg) TILE_STRIDE,
             f = inout(reg) asked.start => _,
-            g = in(reg) asked.bytes / Asked::ONE_TILE,
+            g = in(reg) asked.bytes / Asked::PACKED,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -474,70 +627,89 @@ pub(crate) const SPREAD: usize = 4;
 
 /// Values as they lie in the cache, by steps of 32 positions.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ValueRows {
-    /// First column of the first position of each step of 32.
-    pub(crate) steps: *const *const bf16,
-    /// How many steps.
-    pub(crate) count: usize,
+pub(crate) struct ValueRows<'a> {
+    pub(crate) steps: &'a [ValueStep],
     /// Bytes to the column that is wanted.
     pub(crate) column: usize,
     /// Bytes from a position to the next.
     pub(crate) stride: usize,
+    /// Bytes that are asked for with each product.
+    pub(crate) bytes: usize,
 }
 
-/// Adds `P V` of one tile of rows and 64 columns whose values lie in the cache: to four tiles of sums
-/// side by side, of the even and the odd columns of each 32.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct ValueStep {
+    /// First column of the first position.
+    pub(crate) values: *const bf16,
+    /// What is asked for meanwhile.
+    pub(crate) asked: *const u8,
+}
+
+/// Adds `P V` of one tile of rows, of which `height` count, and 64 columns whose values lie in the cache: to four tiles
+/// of sums side by side, of the even and the odd columns of each 32.
 ///
 /// A row of V as it lies pairs two columns, where the product wants two positions. So each probability
 /// stands beside a zero: `p` is [`SPREAD`] tiles a step, the even positions before a zero, behind a
 /// zero, then the odd ones. Twice the products, and nothing is packed.
 ///
 /// # Safety
-/// `p` must point to [`SPREAD`] tiles for each step; 32 rows of 128 bytes, `stride` apart, must be readable
-/// at `column` bytes from each step on; 16 rows of 256 bytes, `out_stride` apart, must be readable and
+/// There must be a step; `p` must point to [`SPREAD`] tiles for each; 32 rows of 128 bytes, `stride` apart, must be readable
+/// at `column` bytes from each step on; `height` rows of 256 bytes, `out_stride` apart, must be readable and
 /// writable at `out`.
 pub(crate) unsafe fn values_in_place(
-    _: &Tiles,
+    tiles: &Tiles,
+    height: Height,
     p: *const Tile<u32>,
-    v: &ValueRows,
+    v: &ValueRows<'_>,
     out: *mut f32,
     out_stride: usize,
-    asked: Asked,
 ) {
-    // SAFETY: as in `scores_2x2`.
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{c} + {s}*1]",
-            "tileloadd tmm1, [{c} + {s}*1 + 64]",
-            "tileloadd tmm2, [{c} + {s}*1 + 128]",
-            "tileloadd tmm3, [{c} + {s}*1 + 192]",
-            "2:",
-            "mov {b}, [{v}]",
-            "add {b}, {o}",
-            products_in_place!(0, 1024),
-            "add {b}, {w}",
-            products_in_place!(2048, 3072),
-            "add {a}, 4096", "add {v}, 8",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{c} + {s}*1], tmm0",
-            "tilestored [{c} + {s}*1 + 64], tmm1",
-            "tilestored [{c} + {s}*1 + 128], tmm2",
-            "tilestored [{c} + {s}*1 + 192], tmm3",
-            a = inout(reg) p => _,
-            v = inout(reg) v.steps => _,
-            o = in(reg) v.column,
-            w = in(reg) v.stride,
-            n = inout(reg) v.count => _,
-            b = out(reg) _,
-            c = in(reg) out,
-            s = in(reg) out_stride,
-            t = in(reg) TILE_STRIDE,
-            f = inout(reg) asked.start => _,
-            g = in(reg) asked.bytes / Asked::ONE_TILE,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
+    macro_rules! values {
+        ($ask:ident, $addresses:expr) => {
+            asm!(
+                "tileloadd tmm0, [{c} + {s}*1]",
+                "tileloadd tmm1, [{c} + {s}*1 + 64]",
+                "tileloadd tmm2, [{c} + {s}*1 + 128]",
+                "tileloadd tmm3, [{c} + {s}*1 + 192]",
+                "2:",
+                "mov {b}, [{v}]",
+                "mov {f}, [{v} + 8]",
+                "add {b}, {o}",
+                products_in_place!($ask, 0, 1024),
+                "add {b}, {w}",
+                products_in_place!($ask, 2048, 3072),
+                "add {a}, 4096", "add {v}, 16",
+                "dec {n}",
+                "jnz 2b",
+                "tilestored [{c} + {s}*1], tmm0",
+                "tilestored [{c} + {s}*1 + 64], tmm1",
+                "tilestored [{c} + {s}*1 + 128], tmm2",
+                "tilestored [{c} + {s}*1 + 192], tmm3",
+                a = inout(reg) p => _,
+                v = inout(reg) v.steps.as_ptr() => _,
+                o = in(reg) v.column,
+                w = in(reg) v.stride,
+                n = inout(reg) v.steps.len() => _,
+                b = out(reg) _,
+                c = in(reg) out,
+                s = in(reg) out_stride,
+                t = in(reg) TILE_STRIDE,
+                f = out(reg) _,
+                g = in(reg) v.bytes / $addresses,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            )
+        };
+    }
+    tiles.shape(Shape::Values(height));
+    if v.bytes > 4 * LINE {
+        // SAFETY: values are 16 rows of 64 bytes; probabilities and sums are `height` rows. Else as in
+        // `scores_2x2`.
+        unsafe { values!(ask_8, 8) }
+    } else {
+        // SAFETY: as above.
+        unsafe { values!(ask_4, 4) }
     }
 }

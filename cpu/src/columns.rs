@@ -1,9 +1,9 @@
 //! Online softmax of sixteen rows at once, a row to a lane: [`crate::softmax`] turned by 90
-//! degrees, for scores that come as `[position, row]`.
+//! degrees, for scores that come as `[position, row]`. Where a tile has four rows or eight, a vector holds
+//! those of four positions or of two.
 
-use crate::ahead::Ahead;
-use crate::amx::{DEPTH, ROWS, SPREAD, Tile};
-use crate::lanes::{Avx512, EXP2_MIN};
+use crate::amx::{DEPTH, Height, ROWS, SPREAD, Tile};
+use crate::lanes::EXP2_MIN;
 use crate::pack::store;
 use std::arch::x86_64::*;
 
@@ -39,40 +39,54 @@ impl Columns {
     /// Turns scores into probabilities in bf16, tiles of `[row, position]`, adds them to `l`
     /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be. There is
     /// a tile for 32 positions in `out`, or, if `in_place`, there are [`SPREAD`], see
-    /// [`crate::amx::values_in_place`].
+    /// [`crate::amx::values_in_place`]. Scores are `[positions, height]`, dense.
     ///
-    /// The probabilities replace `scores` if `keep`. Meanwhile `ahead` is asked for.
+    /// The probabilities replace `scores` if `keep`. Before each 32 positions `ask` is called.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) fn push(
         &mut self,
-        scores: &mut [Tile<f32>],
+        height: Height,
+        scores: &mut [[f32; ROWS]],
         seen: Seen<'_>,
         scale: f32,
         keep: bool,
         (in_place, out): (bool, &mut [Tile<u32>]),
         sums: &mut [f32],
-        (lanes, ahead): (Avx512, &mut Ahead<'_>),
+        mut ask: impl FnMut(usize),
     ) {
         let scale = _mm512_set1_ps(scale);
-        let largest = _mm512_mul_ps(largest(scores, seen), scale);
+        self.repeat(height);
+        let largest = _mm512_mul_ps(largest(height, scores, seen), scale);
         let base = self.follow(largest, sums);
         let shift = _mm512_sub_ps(_mm512_setzero_ps(), base);
         let mut sum = _mm512_setzero_ps();
-        for (step, out) in out.chunks_exact_mut(if in_place { SPREAD } else { 1 }).enumerate() {
+        let exponents = Exponents { scale, shift };
+        let scores = scores.chunks_exact_mut(2 * height.rows());
+        let out = out.chunks_exact_mut(if in_place { SPREAD } else { 1 });
+        for (step, (scores, out)) in scores.zip(out).enumerate() {
             let first = step * DEPTH;
-            ahead.asked(lanes, WEIGHING).with(0..WEIGHING);
-            let tiles = &mut scores[2 * step..][..2];
-            let exponents = Exponents { scale, shift };
+            ask(step);
             let added = if first + DEPTH <= seen.clear && !keep {
-                exponents.whole(tiles, out)
+                exponents.whole(height, scores, out)
             } else {
                 let masks = &seen.masks[first..];
-                exponents.partial(tiles, &masks[..masks.len().min(DEPTH)], out)
+                exponents.partial(height, scores, &masks[..masks.len().min(DEPTH)], out)
             };
             sum = _mm512_add_ps(sum, added);
         }
-        let sum = _mm512_add_ps(get(&self.l), sum);
+        let sum =
+            _mm512_add_ps(get(&self.l), over_positions(height, sum, |a, b| _mm512_add_ps(a, b)));
         put(&mut self.l, sum);
+    }
+
+    /// Lets every lane hold what the lane of its row does.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn repeat(&mut self, height: Height) {
+        for kept in [&mut self.m, &mut self.l] {
+            let (rows, others) = kept.split_at_mut(height.rows());
+            others.chunks_exact_mut(rows.len()).for_each(|lanes| lanes.copy_from_slice(rows));
+        }
     }
 
     /// Lets the maxima follow `largest` where that is far above them, rescales what is relative to
@@ -115,15 +129,28 @@ impl Exponents {
     /// Writes the probabilities of 32 positions, and answers their sums.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    fn whole(self, scores: &[Tile<f32>], out: &mut [Tile<u32>]) -> __m512 {
+    fn whole(self, height: Height, scores: &[[f32; ROWS]], out: &mut [Tile<u32>]) -> __m512 {
         let mut sum = [_mm512_setzero_ps(); 2];
-        let rows = turn(|j| {
-            let score = get(&scores[j / ROWS].0[j % ROWS]);
-            let p = exp2(u16::MAX, _mm512_fmadd_ps(score, self.scale, self.shift));
-            sum[j % 2] = _mm512_add_ps(sum[j % 2], p);
+        let mut weigh = |v: usize, score: &[f32; ROWS]| {
+            let p = exp2(u16::MAX, _mm512_fmadd_ps(get(score), self.scale, self.shift));
+            sum[v % 2] = _mm512_add_ps(sum[v % 2], p);
             p
-        });
-        put_rows(rows, out);
+        };
+        // Of a known length in each, so that no access is checked.
+        match height {
+            Height::Four => {
+                let scores: &[_; 8] = scores.first_chunk().expect("8 vectors a step");
+                put_rows(turn_four(|v| weigh(v, &scores[v])), out);
+            }
+            Height::Eight => {
+                let scores: &[_; 16] = scores.first_chunk().expect("16 vectors a step");
+                put_rows(turn_eight(|v| weigh(v, &scores[v])), out);
+            }
+            Height::Sixteen => {
+                let scores: &[_; 32] = scores.first_chunk().expect("32 vectors a step");
+                put_rows(turn(|v| weigh(v, &scores[v])), out);
+            }
+        }
         _mm512_add_ps(sum[0], sum[1])
     }
 
@@ -131,25 +158,43 @@ impl Exponents {
     /// them; the probabilities replace the scores.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    fn partial(self, scores: &mut [Tile<f32>], masks: &[u16], out: &mut [Tile<u32>]) -> __m512 {
+    fn partial(
+        self,
+        height: Height,
+        scores: &mut [[f32; ROWS]],
+        masks: &[u16],
+        out: &mut [Tile<u32>],
+    ) -> __m512 {
         let mut all = [_mm512_setzero_ps(); DEPTH];
         let mut sum = _mm512_setzero_ps();
-        for (j, (p, seen)) in all.iter_mut().zip(masks).enumerate() {
-            let score = &mut scores[j / ROWS].0[j % ROWS];
-            *p = exp2(*seen, _mm512_fmadd_ps(get(score), self.scale, self.shift));
+        for (v, (p, score)) in all.iter_mut().zip(scores).enumerate() {
+            let seen = mask(height, masks, v);
+            *p = exp2(seen, _mm512_fmadd_ps(get(score), self.scale, self.shift));
             sum = _mm512_add_ps(sum, *p);
             put(score, *p);
         }
-        put_rows(turn(|j| all[j]), out);
+        match height {
+            Height::Four => put_rows(turn_four(|v| all[v]), out),
+            Height::Eight => put_rows(turn_eight(|v| all[v]), out),
+            Height::Sixteen => put_rows(turn(|v| all[v]), out),
+        }
         sum
     }
+}
+
+/// What the rows of vector `v` see of its positions, a lane to a bit. Positions without a mask are not seen.
+#[inline]
+fn mask(height: Height, masks: &[u16], v: usize) -> u16 {
+    let (rows, positions) = (height.rows(), ROWS / height.rows());
+    let masks = masks.iter().skip(v * positions).take(positions).enumerate();
+    masks.fold(0, |all, (i, mask)| all | (mask & u16::MAX >> (ROWS - rows)) << (i * rows))
 }
 
 /// Writes rows of 32 probabilities: a tile, or [`SPREAD`] in which each stands beside a
 /// zero.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn put_rows(rows: [__m512i; ROWS], out: &mut [Tile<u32>]) {
+fn put_rows<const H: usize>(rows: [__m512i; H], out: &mut [Tile<u32>]) {
     // A loop for each tile, which the compiler unrolls; of one for all four it makes a loop through
     // memory.
     match out {
@@ -200,20 +245,37 @@ fn rescale(factors: &[f32; ROWS], sums: &mut [f32]) {
 /// The largest score of each row over the positions that it sees.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn largest(scores: &[Tile<f32>], seen: Seen<'_>) -> __m512 {
+fn largest(height: Height, scores: &[[f32; ROWS]], seen: Seen<'_>) -> __m512 {
     let mut max = [negative_infinity(); 4];
-    let whole = seen.clear / ROWS;
-    for tile in &scores[..whole] {
-        for (j, score) in tile.0.iter().enumerate() {
-            // NaNs stand first and are ignored; their probabilities spread them.
-            max[j % 4] = _mm512_max_ps(get(score), max[j % 4]);
-        }
+    let positions = ROWS / height.rows();
+    let whole = seen.clear / positions;
+    let (clear, others) = scores.split_at(whole);
+    for (v, score) in clear.iter().enumerate() {
+        // NaNs stand first and are ignored; their probabilities spread them.
+        max[v % 4] = _mm512_max_ps(get(score), max[v % 4]);
     }
-    for (j, seen) in seen.masks.iter().enumerate().skip(whole * ROWS) {
-        let score = get(&scores[j / ROWS].0[j % ROWS]);
-        max[0] = _mm512_mask_max_ps(max[0], *seen, score, max[0]);
+    let vectors = seen.masks.len().div_ceil(positions);
+    for (score, v) in others.iter().zip(whole..vectors) {
+        let seen = mask(height, seen.masks, v);
+        max[0] = _mm512_mask_max_ps(max[0], seen, get(score), max[0]);
     }
-    _mm512_max_ps(_mm512_max_ps(max[0], max[1]), _mm512_max_ps(max[2], max[3]))
+    let [a, b, c, d] = max;
+    over_positions(height, _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d)), |a, b| {
+        _mm512_max_ps(a, b)
+    })
+}
+
+/// Joins what the positions of a vector have, for each row, in every lane of the row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn over_positions(height: Height, x: __m512, join: impl Fn(__m512, __m512) -> __m512) -> __m512 {
+    let halves = |x| join(x, _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x));
+    let quarters = |x| join(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x));
+    match height {
+        Height::Four => quarters(halves(x)),
+        Height::Eight => halves(x),
+        Height::Sixteen => x,
+    }
 }
 
 #[inline]
@@ -289,6 +351,87 @@ fn turn_half(p: &mut impl FnMut(usize) -> __m512, first: usize) -> [__m512i; 8] 
     std::array::from_fn(|i| fours[i / 4][i % 4])
 }
 
+/// As [`turn`], for eight rows: a vector has those of two positions.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn turn_eight(mut p: impl FnMut(usize) -> __m512) -> [__m512i; 8] {
+    // Four positions: 2i, 2i + 1 and those 16 on, each the eight words of 128 bits.
+    let eights: [__m512i; 8] = std::array::from_fn(|i| {
+        let (a, b) = (p(i), p(i + 8));
+        round(a, b)
+    });
+    let pairs: [[__m512i; 2]; 4] = std::array::from_fn(|i| {
+        let (a, b) = (eights[2 * i], eights[2 * i + 1]);
+        [_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)]
+    });
+    let fours: [[__m512i; 4]; 2] = std::array::from_fn(|i| {
+        let ([a, b], [c, d]) = (pairs[2 * i], pairs[2 * i + 1]);
+        [
+            _mm512_unpacklo_epi32(a, c),
+            _mm512_unpackhi_epi32(a, c),
+            _mm512_unpacklo_epi32(b, d),
+            _mm512_unpackhi_epi32(b, d),
+        ]
+    });
+    let order = order(&EIGHT);
+    std::array::from_fn(|row| {
+        let (a, b) = (fours[0][row / 2], fours[1][row / 2]);
+        let mixed =
+            if row % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) };
+        _mm512_permutexvar_epi16(order, mixed)
+    })
+}
+
+/// As [`turn`], for four rows: a vector has those of four positions.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn turn_four(mut p: impl FnMut(usize) -> __m512) -> [__m512i; 4] {
+    // Eight positions: 4i to 4i + 3 and those 16 on, each four words.
+    let fours: [__m512i; 4] = std::array::from_fn(|i| {
+        let (a, b) = (p(i), p(i + 4));
+        round(a, b)
+    });
+    let [a, b, c, d] = fours;
+    let (ab, ab_high) = (_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
+    let (cd, cd_high) = (_mm512_unpacklo_epi16(c, d), _mm512_unpackhi_epi16(c, d));
+    let low = [_mm512_unpacklo_epi32(ab, cd), _mm512_unpackhi_epi32(ab, cd)];
+    let high = [_mm512_unpacklo_epi32(ab_high, cd_high), _mm512_unpackhi_epi32(ab_high, cd_high)];
+    let order = order(&FOUR);
+    std::array::from_fn(|row| {
+        let (a, b) = (low[row / 2], high[row / 2]);
+        let mixed =
+            if row % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) };
+        _mm512_permutexvar_epi16(order, mixed)
+    })
+}
+
+/// Where each of 32 positions is among the words of a row that [`turn_eight`] has mixed, or [`turn_four`].
+static EIGHT: [u16; DEPTH] = places(Height::Eight);
+static FOUR: [u16; DEPTH] = places(Height::Four);
+
+const fn places(height: Height) -> [u16; DEPTH] {
+    let mut places = [0; DEPTH];
+    let mut place = 0;
+    while place < DEPTH {
+        // The quarter of a vector, and the word of it.
+        let (quarter, word) = (place / 8, place % 8);
+        let position = match height {
+            Height::Four => 4 * (word % 4) + 2 * (quarter % 2) + word / 4,
+            _ => 2 * word + quarter % 2,
+        };
+        places[16 * (quarter / 2) + position] = place as u16;
+        place += 1;
+    }
+    places
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn order(places: &[u16; DEPTH]) -> __m512i {
+    // SAFETY: the array is as long as the load.
+    unsafe { _mm512_loadu_si512(places.as_ptr().cast()) }
+}
+
 /// Two vectors in bf16, `a` below `b`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -337,6 +480,46 @@ mod tests {
                 assert_eq!(p.to_f32(), number(position, row), "row {row}, position {position}");
             }
         }
+    }
+
+    /// Numbers that bf16 holds, another for every position of a quarter and row, as vectors of a height have them.
+    fn heights<const H: usize, const V: usize>(turn: impl Fn(&[__m512; V]) -> [__m512i; H]) {
+        let number = |position: usize, row: usize| (position * H + row) as f32;
+        let numbers: [[f32; ROWS]; V] = std::array::from_fn(|v| {
+            std::array::from_fn(|lane| number(v * (ROWS / H) + lane / H, lane % H))
+        });
+        let vectors = numbers.map(|lanes| {
+            // SAFETY: every pattern of bits is a value of both types, which are of one size.
+            unsafe { std::mem::transmute::<[f32; ROWS], __m512>(lanes) }
+        });
+        for (row, words) in turn(&vectors).into_iter().enumerate() {
+            // SAFETY: as above.
+            let positions: [half::bf16; DEPTH] = unsafe { std::mem::transmute(words) };
+            for (position, p) in positions.iter().enumerate() {
+                assert_eq!(p.to_f32(), number(position, row), "row {row}, position {position}");
+            }
+        }
+    }
+
+    #[test]
+    fn turns_few_rows() {
+        if !is_x86_feature_detected!("avx512bw") || !is_x86_feature_detected!("avx512bf16") {
+            return;
+        }
+        // SAFETY: the features were detected.
+        heights::<4, 8>(|numbers| unsafe { turn_four(|v| numbers[v]) });
+        // SAFETY: as above.
+        heights::<8, 16>(|numbers| unsafe { turn_eight(|v| numbers[v]) });
+    }
+
+    #[test]
+    fn masks_of_few_rows_stand_side_by_side() {
+        let masks = [0b0001, 0b1_0010, 0b0100, 0b1000, 0xffff];
+        assert_eq!(mask(Height::Four, &masks, 0), 0b1000_0100_0010_0001);
+        assert_eq!(mask(Height::Four, &masks, 1), 0b1111, "positions without a mask are not seen");
+        assert_eq!(mask(Height::Eight, &masks, 0), 0b1_0010_0000_0001);
+        assert_eq!(mask(Height::Sixteen, &masks, 4), 0xffff);
+        assert_eq!(mask(Height::Sixteen, &masks, 5), 0);
     }
 
     #[test]

@@ -11,9 +11,9 @@
 //! its maximum and sum take no step across lanes. What it costs is a transposition of P on the way
 //! to bf16, 16 by 16 words at a time.
 
-use crate::ahead::{Ahead, Work};
+use crate::ahead::{Ahead, Beside, Work};
 use crate::amx::{
-    Amx, Asked, DEPTH, Piece, ROWS, SPREAD, Tile, Tiles, scores_2x2, scores_4x1, values_1x4,
+    Amx, Asked, DEPTH, Height, Piece, ROWS, SPREAD, Tile, Tiles, scores_2x2, scores_4x1, values_1x4,
 };
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
@@ -38,23 +38,38 @@ pub(crate) const STEPS: usize = MATRIX_BLOCK / DEPTH;
 /// Words of 64 positions in a block.
 const WORDS: usize = MATRIX_BLOCK / BLOCK;
 
-/// Products that an element of the cache takes part in from which the matrix unit is faster than AVX-512,
-/// which wastes none of its work on rows of padding: one for each row of a cached head, and two where keys
-/// are values.
+/// Products that an element of the cache takes part in from which the matrix unit is faster than AVX-512: one for
+/// each row of a cached head, and two where keys are values. Where values lie as the unit can take them; else it
+/// does more for rows of padding.
+///
+/// PERF: two threads of a Xeon, L 8192, `q_len` 1, AVX-512 and here, medians of two rounds, us. One row, d 128: B 1
+/// 1710, 1563 and 1695, 1543, B 8 11461, 11207 and 11523, 11190; two rows: B 1 1791, 1693 and 1677, 1584, B 8
+/// 11928, 11936 and 11479, 11511; four: B 1 1859, 1815 and 1634, 1583, B 8 12958, 13084 and 11329, 11237.
+const MATRIX_PRODUCTS: usize = 2;
+/// As [`MATRIX_PRODUCTS`], where values must be packed.
 ///
 /// PERF: one thread of a Xeon, L 8192, `q_len` 1, 4 rows, AVX-512 and here, best of 40 calls on each of three
 /// processors, us: GTA 2016, 1876, 2839 and 1782, 1744, 1792; GQA 2660, 2623, 2624 and 2760, 2593, 2809.
-const MATRIX_PRODUCTS: usize = 8;
+const PACKED_PRODUCTS: usize = 8;
 
 impl Shared<'_> {
     /// True if tasks of so many queries run on the matrix unit. Parts of one result must agree, so
-    /// nothing but the queries may decide it.
+    /// nothing but the problem, its pages and the queries may decide it.
     pub(crate) fn on_matrix(&self, queries: usize) -> bool {
         let products = match self.geometry.row() {
             Row::Tied { .. } => 2,
             Row::Separate { .. } => 1,
         };
-        self.steps.row_align > 1 && queries * self.geometry.group() * products >= MATRIX_PRODUCTS
+        let least = if self.values_lie_in_tiles() { MATRIX_PRODUCTS } else { PACKED_PRODUCTS };
+        self.steps.row_align > 1 && queries * self.geometry.group() * products >= least
+    }
+
+    /// True if whole blocks of values lie as tiles do. In batch-invariant mode they are packed all the same, since
+    /// pages decide how they lie, and the order of sums follows that.
+    fn values_lie_in_tiles(&self) -> bool {
+        !self.steps.problem.is_batch_invariant()
+            && self.steps.page_size.is_multiple_of(DEPTH)
+            && self.geometry.width_v().is_multiple_of(COLUMNS)
     }
 }
 
@@ -63,8 +78,8 @@ impl Shared<'_> {
 pub(crate) struct MatrixScratch {
     /// Queries in pairs, `[row tiles, depth]`.
     queries: Vec<Tile<u32>>,
-    /// Scores of two row tiles, `[2, GROUPS]` tiles of `[position, row]`.
-    scores: Vec<Tile<f32>>,
+    /// Scores of two row tiles, `[2, MATRIX_BLOCK, 16]`, or, dense, of one of fewer rows.
+    scores: Buffer,
     /// Probabilities of one head, `[row tiles, STEPS]` tiles of `[row, position]`, or, where values
     /// are multiplied as they lie, `[STEPS, SPREAD]`.
     probabilities: Vec<Tile<u32>>,
@@ -83,7 +98,7 @@ impl MatrixScratch {
         let probabilities = STEPS * row_tiles.max(SPREAD);
         Ok(MatrixScratch {
             queries: filled(Tile([[0; 16]; ROWS]), row_tiles * depth)?,
-            scores: filled(Tile([[0.0; 16]; ROWS]), 2 * GROUPS)?,
+            scores: Buffer::zeroed::<f32>(2 * MATRIX_BLOCK * ROWS)?,
             probabilities: filled(Tile([[0; 16]; ROWS]), probabilities)?,
             values: filled(Tile([[0; 16]; ROWS]), STEPS * COLUMN_TILES)?,
             keys: Buffer::zeroed::<bf16>(MATRIX_BLOCK * padded.q_stride())?,
@@ -136,14 +151,13 @@ impl MatrixRun<'_> {
             Some(slot) => unsafe { shared.parts.take(slot * stride, rows * stride) },
         };
         let tiles = amx.tiles();
-        // Whether values are multiplied as they lie depends on pages, and the order of sums on that.
-        let in_place = shared.head_rows(task.queries.len()) == ROWS
-            && !shared.steps.problem.is_batch_invariant();
+        let in_place = shared.head_rows(task.queries.len()) == ROWS && shared.values_lie_in_tiles();
         // SAFETY: `amx` proves the features.
         unsafe { self.attend(lanes, in_place, &tiles, matrix, offsets, sees, sums) }
         // Where values lie in the cache zeros meet the neighbours of columns, and 0 times infinity is
         // NaN. Whatever else is NaN is so again.
-        if in_place && sums.iter().any(|x| x.is_nan()) {
+        // SAFETY: as above.
+        if in_place && unsafe { any_nan(sums) } {
             // SAFETY: as above.
             unsafe { self.attend(lanes, false, &tiles, matrix, offsets, sees, sums) }
         }
@@ -267,6 +281,7 @@ impl Block<'_> {
     fn attend(&self, head: usize, scratch: &mut MatrixScratch, sums: &mut [f32]) {
         let MatrixRun { shared, task, .. } = self.run;
         let MatrixScratch { queries, scores, probabilities, values, keys, columns } = scratch;
+        let scores = scores.as_mut_slice().as_chunks_mut().0;
         let head_strips = strips(shared.geometry.row(), self.positions, task.heads.start + head);
         let (strips, value_strip) = head_strips;
         let row_tiles = shared.head_rows(task.queries.len()) / ROWS;
@@ -278,28 +293,43 @@ impl Block<'_> {
         let sums = &mut sums[head * row_tiles * ROWS * stride..][..row_tiles * ROWS * stride];
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
         let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
-        let in_place = if keep { None } else { self.in_place(value_strip) };
-        let work = self.work(row_tiles, depth, in_place.is_some());
-        let mut ahead = Ahead::new(self.ahead(head), work);
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
+        let fresh = (self.fresh && head == 0).then_some(strips);
+        if !keep && let Some(values) = self.in_place(value_strip) {
+            let (scores, p) = (&mut scores[..MATRIX_BLOCK], &mut probabilities[..steps * SPREAD]);
+            let [columns] = columns else {
+                unreachable!("values in place are of one tile of rows")
+            };
+            return self.attend_few(
+                head,
+                (keys, fresh, values),
+                queries,
+                (scores, p),
+                columns,
+                sums,
+            );
+        }
+        let lanes = self.lanes;
+        let mut ahead = Ahead::new(self.ahead(head), self.work(row_tiles, depth));
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
             let queries = &queries[2 * pair * depth..];
-            let fresh = (self.fresh && head == 0 && pair == 0).then_some(strips);
-            let ahead = &mut ahead;
-            keys.score(self.tiles, queries, columns.len(), scores, fresh, (self.lanes, ahead));
+            let fresh = fresh.filter(|_| pair == 0);
+            let asked = |_, products| ahead.asked(lanes, products);
+            match columns {
+                [_] => keys.score_one(self, Height::Sixteen, queries, scores, fresh, asked),
+                _ => keys.score_two(self, queries, scores, fresh, asked),
+            }
             for (i, columns) in columns.iter_mut().enumerate() {
                 let tile = 2 * pair + i;
-                let scores = &mut scores[i * GROUPS..][..GROUPS];
+                let scores = &mut scores[i * MATRIX_BLOCK..][..MATRIX_BLOCK];
                 let masks = self.masks(tile);
                 let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
                 let sums = &mut sums[tile * ROWS * stride..][..ROWS * stride];
-                let p = &mut probabilities[tile * STEPS..];
-                let p = match in_place {
-                    Some(_) => (true, &mut p[..steps * SPREAD]),
-                    None => (false, &mut p[..steps]),
-                };
-                let ahead = (self.lanes, &mut *ahead);
-                columns.push(scores, seen, shared.scale_log2, keep, p, sums, ahead);
+                let p = (false, &mut probabilities[tile * STEPS..][..steps]);
+                let scale = shared.scale_log2;
+                columns.push(Height::Sixteen, scores, seen, scale, keep, p, sums, |_| {
+                    ahead.asked(lanes, WEIGHING).with(0..WEIGHING);
+                });
                 if keep {
                     accumulate_seen(scores, seen.masks, value_strip, sums);
                 }
@@ -307,10 +337,6 @@ impl Block<'_> {
         }
         if keep {
             return;
-        }
-        if let Some(rows) = in_place {
-            let ahead = (self.lanes, &mut ahead);
-            return rows.add(self.tiles, probabilities, sums, ahead);
         }
         let values = &mut values[..steps * COLUMN_TILES];
         for column in (0..shared.padded.value).step_by(COLUMNS) {
@@ -322,6 +348,32 @@ impl Block<'_> {
         }
     }
 
+    /// As [`attend`](Self::attend), for one tile of rows, with values as they lie in the cache.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn attend_few(
+        &self,
+        head: usize,
+        (keys, fresh, values): (Keys<'_>, Option<[Strip<'_, bf16>; 2]>, InPlace<'_>),
+        queries: &[Tile<u32>],
+        (scores, p): (&mut [[f32; ROWS]], &mut [Tile<u32>]),
+        columns: &mut Columns,
+        sums: &mut [f32],
+    ) {
+        let MatrixRun { shared, task, .. } = self.run;
+        let height = Height::of(task.queries.len() * shared.geometry.group());
+        let (lanes, beside) = (self.lanes, self.beside(head));
+        keys.score_one(self, height, queries, scores, fresh, |group, products| {
+            beside.scores(lanes, group, products)
+        });
+        let masks = self.masks(0);
+        let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
+        let scale = shared.scale_log2;
+        columns.push(height, scores, seen, scale, false, (true, p), sums, |half| {
+            beside.weights(lanes, half);
+        });
+        values.add(self.tiles, height, p, sums, (lanes, beside));
+    }
+
     /// Values as they lie in the cache, where tiles can be loaded from there and one tile of rows would
     /// have to bear the cost of packing alone.
     ///
@@ -330,24 +382,38 @@ impl Block<'_> {
     /// `q_len` 4 2652, 2248. With two tiles of rows packing is cheaper: GLA-2 with 16 heads, `q_len` 4,
     /// 1466, 1563; GQA, `q_len` 8, 4375, 4684.
     fn in_place<'s>(&self, strip: Strip<'s, bf16>) -> Option<InPlace<'s>> {
-        let whole = self.in_place
-            && self.count.is_multiple_of(DEPTH)
-            && self.run.shared.steps.page_size.is_multiple_of(DEPTH)
-            && strip.width().is_multiple_of(COLUMNS);
+        let whole = self.in_place && self.count.is_multiple_of(DEPTH);
         whole.then(|| InPlace::new(strip))
     }
 
     /// What attending is, for so many tiles of rows with keys of so many tiles.
-    fn work(&self, row_tiles: usize, depth: usize, in_place: bool) -> Work {
+    fn work(&self, row_tiles: usize, depth: usize) -> Work {
         let steps = self.count.div_ceil(DEPTH);
         let parts = self.run.shared.padded.value.div_ceil(COLUMNS);
-        // A pair of rows of values takes as long to pack as a product.
-        let packing = steps * DEPTH / 2 * parts;
-        let (adding, packing) = if in_place { (2, 0) } else { (1, packing) };
         Work {
-            products: row_tiles * steps * (2 * depth + adding * parts * COLUMN_TILES),
-            others: packing + WEIGHING * row_tiles * steps,
-            most: if row_tiles == 1 { Asked::ONE_TILE } else { Asked::TWO_TILES },
+            products: row_tiles * steps * (2 * depth + parts * COLUMN_TILES),
+            // A pair of rows of values takes as long to pack as a product.
+            others: steps * DEPTH / 2 * parts + WEIGHING * row_tiles * steps,
+            most: if row_tiles == 1 { Asked::PACKED } else { Asked::TWO_TILES },
+        }
+    }
+
+    /// What the next head reads, or the first of the next block.
+    fn next(&self, head: usize) -> ([Strip<'_, bf16>; 2], Strip<'_, bf16>) {
+        let MatrixRun { shared, task, .. } = self.run;
+        let (heads, last) = (&task.heads, head + 1 == task.heads.len());
+        let (positions, next) = if last { (self.next, 0) } else { (self.positions, head + 1) };
+        strips(shared.geometry.row(), positions, heads.start + next)
+    }
+
+    /// That, for one tile of rows. A next block has rope keys of its own.
+    fn beside(&self, head: usize) -> Beside<'_> {
+        let ([keys, rope], values) = self.next(head);
+        let last = head + 1 == self.run.task.heads.len();
+        let rope = if last { rope } else { rope.none() };
+        match self.run.shared.geometry.row() {
+            Row::Separate { .. } => Beside { first: keys, values: Some(values), rope: rope.none() },
+            Row::Tied { .. } => Beside { first: values, values: None, rope },
         }
     }
 
@@ -357,8 +423,7 @@ impl Block<'_> {
         let MatrixRun { shared, task, .. } = self.run;
         let (row, heads) = (shared.geometry.row(), task.heads.start);
         let last = head + 1 == task.heads.len();
-        let (positions, next) = if last { (self.next, 0) } else { (self.positions, head + 1) };
-        let ([keys, rope], values) = strips(row, positions, heads + next);
+        let ([keys, rope], values) = self.next(head);
         match row {
             Row::Separate { .. } if self.fresh && head == 0 => {
                 [strips(row, self.positions, heads).1, keys, values]
@@ -444,48 +509,62 @@ impl<'a> Keys<'a> {
         Keys { pieces, groups }
     }
 
-    /// Scores of every group against one or two tiles of rows. Keys for which nobody has asked yet
-    /// (`fresh`) are asked for some groups ahead.
-    fn score(
+    /// Scores of every group against one tile of rows, `[positions, height]`. Keys for which nobody has asked yet
+    /// (`fresh`) are asked for some groups ahead; with each 64 positions, which take so many products, what `asked` says.
+    fn score_one(
         &self,
-        tiles: &Tiles,
+        block: &Block<'_>,
+        height: Height,
         queries: &[Tile<u32>],
-        row_tiles: usize,
-        scores: &mut [Tile<f32>],
+        scores: &mut [[f32; ROWS]],
         fresh: Option<[Strip<'_, bf16>; 2]>,
-        (lanes, ahead): (Avx512, &mut Ahead<'_>),
+        mut asked: impl FnMut(usize, usize) -> Asked,
     ) {
-        let ask = |groups: Range<usize>| {
-            for strip in fresh.iter().flatten() {
-                (groups.start * ROWS..groups.end * ROWS).for_each(|j| strip.prefetch(lanes, j));
-            }
-        };
-        let depth = self.pieces[0].depth + self.pieces[1].depth;
-        let queries = &queries[..row_tiles * depth];
-        let (first, second) = scores.split_at_mut(GROUPS);
-        if row_tiles == 1 {
-            for (i, out) in first[..self.groups].chunks_exact_mut(4).enumerate() {
-                let pieces = self.pieces(4 * i, 4);
-                ask(4 * (i + 1)..4 * (i + 2));
-                let asked = ahead.asked(lanes, 4 * depth);
-                // SAFETY: `pieces` has checked the keys; the queries are `depth` tiles, and `out`
-                // is four.
-                unsafe { scores_4x1(tiles, &pieces, queries.as_ptr(), out.as_mut_ptr(), asked) }
-            }
-            return;
+        let queries = &queries[..self.depth()];
+        let scores = scores[..self.groups * height.rows()].chunks_exact_mut(4 * height.rows());
+        for (i, out) in scores.enumerate() {
+            let pieces = self.pieces(4 * i, 4);
+            ask(block.lanes, fresh, 4 * (i + 1)..4 * (i + 2));
+            let asked = asked(i, 4 * self.depth());
+            let (queries, out) = (queries.as_ptr(), out.as_mut_ptr().cast());
+            // SAFETY: `pieces` has checked the keys; the queries are as many tiles as they are deep, and `out` has
+            // room for 64 positions.
+            unsafe { scores_4x1(block.tiles, height, pieces, queries, out, asked) }
         }
+    }
+
+    /// As [`score_one`](Self::score_one), against two tiles of sixteen rows: `[2, MATRIX_BLOCK, 16]`, and with each 32
+    /// positions.
+    fn score_two(
+        &self,
+        block: &Block<'_>,
+        queries: &[Tile<u32>],
+        scores: &mut [[f32; ROWS]],
+        fresh: Option<[Strip<'_, bf16>; 2]>,
+        mut asked: impl FnMut(usize, usize) -> Asked,
+    ) {
+        let depth = self.depth();
+        let queries = &queries[..2 * depth];
         let queries = [queries.as_ptr(), queries[depth..].as_ptr()];
-        let first = first[..self.groups].chunks_exact_mut(2);
-        for (i, (first, second)) in first.zip(second.chunks_exact_mut(2)).enumerate() {
+        let (first, second) = scores.split_at_mut(MATRIX_BLOCK);
+        let first = first[..self.groups * ROWS].chunks_exact_mut(2 * ROWS);
+        for (i, (first, second)) in first.zip(second.chunks_exact_mut(2 * ROWS)).enumerate() {
             let pieces = self.pieces(2 * i, 2);
-            ask(2 * (i + 1)..2 * (i + 2));
-            let asked = ahead.asked(lanes, 4 * depth);
-            let [a, c] = first else { unreachable!("chunks of two") };
-            let [b, d] = second else { unreachable!("chunks of two") };
+            ask(block.lanes, fresh, 2 * (i + 1)..2 * (i + 2));
+            let asked = asked(i, 4 * depth);
+            let [(a, c), (b, d)] = [first, second].map(|out| {
+                let (one, other) = out.split_at_mut(ROWS);
+                (one.as_mut_ptr().cast(), other.as_mut_ptr().cast())
+            });
             // SAFETY: `pieces` has checked the keys; each of the queries is `depth` tiles, and the
             // outputs are four tiles.
-            unsafe { scores_2x2(tiles, &pieces, queries, [[a, b], [c, d]], asked) }
+            unsafe { scores_2x2(block.tiles, &pieces, queries, [[a, b], [c, d]], asked) }
         }
+    }
+
+    /// Tiles of 32 elements in a key.
+    fn depth(&self) -> usize {
+        self.pieces[0].depth + self.pieces[1].depth
     }
 
     /// Addresses of `count` groups from `first` on, every row of which lies within its cells.
@@ -504,6 +583,13 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// Asks for the keys of some groups.
+fn ask(lanes: Avx512, strips: Option<[Strip<'_, bf16>; 2]>, groups: Range<usize>) {
+    for strip in strips.iter().flatten() {
+        (groups.start * ROWS..groups.end * ROWS).for_each(|j| strip.prefetch(lanes, j));
+    }
+}
+
 impl<'a> Rows<'a> {
     fn in_place(strip: Strip<'a, bf16>, groups: usize, depth: usize) -> Rows<'a> {
         let mut starts = [0; GROUPS];
@@ -516,12 +602,32 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Whether any number is NaN.
+#[target_feature(enable = "avx512f")]
+fn any_nan(sums: &[f32]) -> bool {
+    let (vectors, []) = sums.as_chunks() else { unreachable!("sums are whole units") };
+    let mut nan = 0;
+    for vector in vectors {
+        let x = load_f32(vector);
+        nan |= _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    }
+    nan != 0
+}
+
+/// Sixteen numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_f32(x: &[f32; ROWS]) -> __m512 {
+    // SAFETY: the array is as long as the load.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
 /// Adds probabilities times values for what each of sixteen rows sees, and touches nothing else.
-fn accumulate_seen(p: &[Tile<f32>], masks: &[u16], values: Strip<'_, bf16>, sums: &mut [f32]) {
+fn accumulate_seen(p: &[[f32; ROWS]], masks: &[u16], values: Strip<'_, bf16>, sums: &mut [f32]) {
     let stride = sums.len() / ROWS;
     for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
         for (j, _) in masks.iter().enumerate().filter(|(_, mask)| *mask >> row & 1 == 1) {
-            let p = p[j / ROWS].0[j % ROWS][row];
+            let p = p[j][row];
             for (unit, v) in sums.chunks_exact_mut(UNIT).zip(values.row(j).chunks(UNIT)) {
                 let (even, odd) = unit.split_at_mut(UNIT / 2);
                 for (i, v) in v.iter().enumerate() {

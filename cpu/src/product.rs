@@ -1,8 +1,10 @@
 //! Probabilities times values on the matrix unit: values packed for all rows, some columns at a time,
 //! or as they lie in the cache.
 
-use crate::ahead::Ahead;
-use crate::amx::{DEPTH, ROWS, SPREAD, Tile, Tiles, ValueRows, values_1x4, values_in_place};
+use crate::ahead::{Ahead, Beside};
+use crate::amx::{
+    DEPTH, Height, ROWS, SPREAD, Tile, Tiles, ValueRows, ValueStep, values_1x4, values_in_place,
+};
 use crate::lanes::Avx512;
 use crate::matrix::STEPS;
 use crate::pack::{COLUMN_TILES, COLUMNS};
@@ -43,48 +45,54 @@ impl Product<'_> {
 /// The values of one head and block as they lie in the cache, by steps of 32 positions.
 pub(crate) struct InPlace<'a> {
     strip: Strip<'a, bf16>,
-    steps: [*const bf16; STEPS],
+    steps: [ValueStep; STEPS],
     /// Bytes from a position to the next.
     stride: usize,
 }
+
+/// Products of a step and [`COLUMNS`] columns.
+const PRODUCTS: usize = 2 * COLUMN_TILES;
 
 impl<'a> InPlace<'a> {
     /// Of whole steps, each within a page.
     pub(crate) fn new(strip: Strip<'a, bf16>) -> InPlace<'a> {
         // Positions of a page lie at equal distances.
         let stride = strip.place(1).1 - strip.place(0).1;
-        let mut steps = [std::ptr::null(); STEPS];
-        for (step, first) in steps[..strip.len() / DEPTH].iter_mut().enumerate() {
+        let mut steps = [ValueStep { values: std::ptr::null(), asked: std::ptr::null() }; STEPS];
+        for (step, out) in steps[..strip.len() / DEPTH].iter_mut().enumerate() {
             let (cells, start) = strip.place(step * DEPTH);
-            *first = cells[start..][..(DEPTH - 1) * stride + strip.width()].as_ptr();
+            out.values = cells[start..][..(DEPTH - 1) * stride + strip.width()].as_ptr();
         }
         let stride = stride * size_of::<bf16>();
         InPlace { strip, steps, stride }
     }
 
-    /// Adds the products of one tile of rows to its sums.
+    /// Adds the products of one tile of rows, of which `height` count, to its sums.
     pub(crate) fn add(
-        &self,
+        mut self,
         tiles: &Tiles,
+        height: Height,
         probabilities: &[Tile<u32>],
         sums: &mut [f32],
-        (lanes, ahead): (Avx512, &mut Ahead<'_>),
+        (lanes, beside): (Avx512, Beside<'_>),
     ) {
         let stride = sums.len() / ROWS;
-        let count = self.strip.len() / DEPTH;
-        let p = probabilities[..count * SPREAD].as_ptr();
-        for column in (0..self.strip.width()).step_by(COLUMNS) {
-            let v = ValueRows {
-                steps: self.steps.as_ptr(),
-                count,
-                column: column * size_of::<bf16>(),
-                stride: self.stride,
-            };
+        let steps = &mut self.steps[..self.strip.len() / DEPTH];
+        let p = probabilities[..steps.len() * SPREAD].as_ptr();
+        let parts = self.strip.width() / COLUMNS;
+        for part in 0..parts {
+            let mut bytes = 0;
+            for (half, step) in steps.iter_mut().enumerate() {
+                let asked = beside.values(lanes, half, (part, parts), PRODUCTS);
+                (step.asked, bytes) = (asked.start(), bytes.max(asked.bytes()));
+            }
+            let column = part * COLUMNS;
+            let v =
+                ValueRows { steps, column: column * size_of::<bf16>(), stride: self.stride, bytes };
             let out = sums[column..][..(ROWS - 1) * stride + COLUMNS].as_mut_ptr();
-            let asked = ahead.asked(lanes, 8 * count);
             // SAFETY: the slices, those that `new` took of the cells too, are as long as the tiles
             // that are read and written.
-            unsafe { values_in_place(tiles, p, &v, out, stride * size_of::<f32>(), asked) }
+            unsafe { values_in_place(tiles, height, p, &v, out, stride * size_of::<f32>()) }
         }
     }
 }

@@ -134,6 +134,18 @@ impl<'a, E: Copy> Strip<'a, E> {
         Some((rows, self.row(j).as_ptr()..self.row(j + rows - 1).as_ptr_range().end))
     }
 
+    /// Where some rows begin and end, if they seem to follow each other with little between them by where the first
+    /// and the last of them begin.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[inline]
+    pub(crate) fn whole_run(&self, rows: Range<usize>) -> Option<Range<*const E>> {
+        let (first, last) = (self.offsets[rows.start], self.offsets[rows.end - 1]);
+        let between = (rows.len() - 1) * self.width;
+        let follow = (first + between..=first + between + between / 4).contains(&last);
+        let (start, end) = (self.row(rows.start), self.row(rows.end - 1));
+        follow.then_some(start.as_ptr()..end.as_ptr_range().end)
+    }
+
     /// Cache lines that a row takes if it begins with one.
     #[inline(always)]
     pub(crate) fn lines(&self) -> usize {

@@ -289,6 +289,34 @@ fn cases() -> impl Strategy<Value = Case> {
         })
 }
 
+/// Few rows a cached head, and pages, widths and lengths of whole tiles: values are multiplied as they lie, and a
+/// tile has four rows, eight or sixteen.
+fn few_rows() -> impl Strategy<Value = Case> {
+    let separate = (1_usize..4, 1_usize..7, 1_usize..3, 1_usize..3)
+        .prop_map(|(h, g, k, v)| Geometry::separate(h * g, h, 64 * k, 64 * v).unwrap());
+    let tied =
+        (1_usize..4, 1_usize..7, 1_usize..3, 0_usize..3, 0_usize..2).prop_map(|(h, g, s, n, r)| {
+            let (n, r) = (64 * n.min(s), 64 * r);
+            Geometry::tied(h * g, h, 64 * s, n, if n == 0 { 64 } else { r }).unwrap()
+        });
+    let lens = prop::collection::vec((1_usize..6, 1_usize..24), 1..4);
+    let masks = prop::sample::select(vec![Masked::Causal, Masked::Full, Masked::Tree]);
+    let pages = prop::sample::select(vec![32, 64, 96]);
+    (prop_oneof![separate, tied], pages, lens, masks, any::<bool>(), any::<u64>()).prop_map(
+        |(geometry, page_size, lens, mask, f32_output, seed)| Case {
+            geometry,
+            dtype: Dtype::Bf16,
+            page_size,
+            lens: lens.into_iter().map(|(q_len, steps)| (q_len, 32 * steps)).collect(),
+            mask,
+            batch_invariant: false,
+            f32_output,
+            rotating: false,
+            seed,
+        },
+    )
+}
+
 /// Every engine of this crate that the machine can run.
 fn engines() -> Vec<CpuBackend> {
     let engine =
@@ -306,6 +334,14 @@ proptest! {
     // [S-3.1] [S-3.2] [S-3.3] [S-3.7] [S-3.9] [S-3.13] [S-3.14] [S-3.19] [S-4.2] [S-4.4] [S-4.8]
     #[test]
     fn as_the_reference(case in cases()) {
+        let want = run(&Reference::new(), &case);
+        for engine in engines() {
+            agree(&case, &engine, &run(&engine, &case), &want);
+        }
+    }
+
+    #[test]
+    fn few_rows_as_the_reference(case in few_rows()) {
         let want = run(&Reference::new(), &case);
         for engine in engines() {
             agree(&case, &engine, &run(&engine, &case), &want);
@@ -396,9 +432,9 @@ fn what_is_not_finite_stays_in_its_column() {
         backend.attend(Attend::new(&mut plan, &q, &cache, &mut o, None).unwrap()).unwrap();
         backend.download(&o).unwrap().to_f64()
     }
-    // Whole pages and few rows: tiles of values as they lie in the cache. Many rows: keys turned, and
-    // values side by side with nothing beside the last.
-    for q_len in [2, 8] {
+    // Whole pages and few rows: tiles of values as they lie in the cache, of four, eight and sixteen rows. Many rows:
+    // keys turned, and values side by side with nothing beside the last.
+    for q_len in [1, 2, 4, 8] {
         let (kv_len, page_size) = (701, 64);
         let sequence = Sequence { q_len, kv_len, pages: &ids };
         let step = Step::new(page_size, &[sequence], Mask::Causal).unwrap();
