@@ -109,11 +109,12 @@ impl Beside<'_> {
     /// Rows of 64 that are asked for with scores, and up to which they are while weighing.
     ///
     /// PERF: two threads of a Xeon, B 8, L 8192, medians, us. Separate, 48 and 64 / 32 and 64 / 32 and 48: GQA at `q_len` 1
-    /// 11184 / 11371 / 12121, at 4 13229 / 13115 / 14496. Tied, 16 and 24 / 24 and 32 / 32 and 48 / 32 and 64 / 64 and 64:
-    /// MLA with 16 heads 4701 / 4865 / 5233 / 6051 / 4976, GLA-2 with 16 heads 4372 / 4435 / 4368 / 4647 / 4689, GTA at
-    /// `q_len` 4 10027 / 9895 / 10779 / 10620 / 11004.
+    /// 11184 / 11371 / 12121, at 4 13229 / 13115 / 14496. Tied, 0 and 0 / 0 and 8 / 8 and 16 / 16 and 24, two rounds: MLA with
+    /// 16 heads 4561, 4690 / 4399, 4352 / 4291, 4141 / 4504, 4439; GLA-2 with 16 heads 4120, 4275 / 3862, 4067 / 3974, 3909 /
+    /// 3978, 3980; GTA 6849, 7032 / 6893, 7024 / 6762, 6588 / 6994, 7087, at `q_len` 4 9378, 9238 / 8945, 8843 / 9155, 9233 /
+    /// 8984, 8975. On another hour 24 and 32 were 4 % slower for MLA than 16 and 24, 32 and 48 11 %, 32 and 64 29 %.
     fn shares(&self) -> (usize, usize) {
-        if self.values.is_some() { (48, BLOCK) } else { (16, 24) }
+        if self.values.is_some() { (48, BLOCK) } else { (8, 16) }
     }
 
     /// With the scores of a group of 64 positions, which take so many products.
