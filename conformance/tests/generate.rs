@@ -33,7 +33,7 @@ const GREEDY: Options = Options {
 
 const PROMPTS: [&str; 4] = [
     "In the beginning",
-    "Verily, verily, I say unto you",
+    "And it came to pass in those days",
     "the son of Nun, the son of Nun, the son of",
     "And the LORD spake unto Moses, saying, And the LORD spake unto",
 ];
