@@ -3,8 +3,8 @@
 //     w_p = 2^(lse_p - max lse),   o = sum_p w_p o_p / sum_p w_p,   lse = max lse + log2 sum_p w_p
 //
 // grid     what is resident together (all of it waits for the attention kernel); rows of a lane with
-//          few parts take a warp each, those with many a CTA, whose warps share the parts out and are
-//          added up in order
+//          few parts take a warp each, those with many a CTA, or two where that leaves none waiting; its
+//          warps share the parts out and are added up in order
 // host     launched behind the attention kernel on its stream, if possible as a programmatic
 //          dependent, which hides the launch
 //
@@ -22,8 +22,11 @@ struct Traits {
   static constexpr i32 VECTOR = D_V % 4 == 0 ? 4 : 1;
   static constexpr i32 COLUMNS = 32 * VECTOR;  // of a row, a warp at a time
   static constexpr i32 CHUNKS = (D_V + COLUMNS - 1) / COLUMNS;
+  // Into which a row of many parts may be cut.
+  static constexpr i32 MOST_SLICES = CHUNKS % 2 == 0 ? 2 : 1;
   static constexpr i32 WARPS = 16;
-  // Parts whose values are fetched before the first is used.
+  // Parts whose values are fetched before the first is used, and added up against one maximum. Of the width
+  // alone: bits must not depend on how many rows there are, which decides whether they are cut.
   static constexpr i32 IN_FLIGHT = CHUNKS > 2 ? 2 : 4;
   // The loop is bound by the latency of those loads. Told to fit two CTAs an SM, ptxas has the
   // registers to keep them all in flight; told nothing, it saves registers instead.
@@ -43,8 +46,9 @@ struct alignas(4 * Traits::VECTOR) Vector {
 
 // The parts of one row that were merged so far: this lane's columns of chunk after chunk. Times
 // 2^max.
+template <i32 CHUNKS>
 struct Merged {
-  Vector o[Traits::CHUNKS];
+  Vector o[CHUNKS];
   float weight;
   float max;  // of their lse; -inf: all were empty
 
@@ -61,16 +65,16 @@ struct Merged {
   __device__ __forceinline__ void scale(float factor) {
     weight *= factor;
 #pragma unroll
-    for (i32 i = 0; i < Traits::CHUNKS * Traits::VECTOR; ++i) {
+    for (i32 i = 0; i < CHUNKS * Traits::VECTOR; ++i) {
       o[i / Traits::VECTOR].x[i % Traits::VECTOR] *= factor;
     }
   }
 
-  __device__ __forceinline__ void add(const Vector (&term)[Traits::CHUNKS], float term_weight,
+  __device__ __forceinline__ void add(const Vector (&term)[CHUNKS], float term_weight,
                                       float factor) {
     weight += term_weight * factor;
 #pragma unroll
-    for (i32 i = 0; i < Traits::CHUNKS * Traits::VECTOR; ++i) {
+    for (i32 i = 0; i < CHUNKS * Traits::VECTOR; ++i) {
       o[i / Traits::VECTOR].x[i % Traits::VECTOR] +=
           factor * term[i / Traits::VECTOR].x[i % Traits::VECTOR];
     }
@@ -91,19 +95,26 @@ struct Rows {
   i32 slot_rows;
 };
 
-// Merges parts first, first + step, .. in this order, IN_FLIGHT at a time.
-__device__ __forceinline__ void merge_parts(Merged& merged, const Rows& rows, i32 first, i32 step) {
-  const i32 lane_column = threadIdx.x % 32 * Traits::VECTOR;
+// This lane's first column of a chunk.
+__device__ __forceinline__ i32 lane_column(i32 chunk) {
+  return chunk * Traits::COLUMNS + threadIdx.x % 32 * Traits::VECTOR;
+}
+
+// Merges parts first, first + step, .. in this order, IN_FLIGHT at a time, of the row's chunks from
+// `first_chunk` on.
+template <i32 CHUNKS>
+__device__ __forceinline__ void merge_parts(Merged<CHUNKS>& merged, const Rows& rows, i32 first_chunk,
+                                            i32 first, i32 step) {
   for (i32 part = first; part < rows.parts; part += step * Traits::IN_FLIGHT) {
     float lse[Traits::IN_FLIGHT];
-    Vector value[Traits::IN_FLIGHT][Traits::CHUNKS];
+    Vector value[Traits::IN_FLIGHT][CHUNKS];
 #pragma unroll
     for (i32 k = 0; k < Traits::IN_FLIGHT; ++k) {
       const i32 p = part + k * step;
       lse[k] = p < rows.parts ? rows.lse[i64(p) * rows.slot_rows] : -infinity();
 #pragma unroll
-      for (i32 c = 0; c < Traits::CHUNKS; ++c) {
-        const i32 column = c * Traits::COLUMNS + lane_column;
+      for (i32 c = 0; c < CHUNKS; ++c) {
+        const i32 column = lane_column(first_chunk + c);
         const float* at = rows.o + i64(p) * rows.slot_rows * Traits::D_V + column;
         value[k][c] = {};
         if (p < rows.parts && column < Traits::D_V) {
@@ -114,7 +125,7 @@ __device__ __forceinline__ void merge_parts(Merged& merged, const Rows& rows, i3
     float larger = merged.max;
 #pragma unroll
     for (i32 k = 0; k < Traits::IN_FLIGHT; ++k) larger = fmaxf(larger, lse[k]);
-    merged.scale(Merged::weight_of(merged.max, larger));
+    merged.scale(merged.weight_of(merged.max, larger));
     merged.max = larger;
 #pragma unroll
     for (i32 k = 0; k < Traits::IN_FLIGHT; ++k) {
@@ -160,13 +171,15 @@ __device__ __forceinline__ void store_16(u16* o, const Vector& value, float fact
   for (i32 v = 0; v < Traits::VECTOR; ++v) o[v] = Number::pack(value.x[v] * factor, 0.0f);
 }
 
-__device__ __forceinline__ void store(const Combine& c, const Place& place, const Merged& merged) {
+template <i32 CHUNKS>
+__device__ __forceinline__ void store(const Combine& c, const Place& place, i32 first_chunk,
+                                      const Merged<CHUNKS>& merged) {
   const float weight = merged.max == NO_MAXIMUM ? not_a_number() : merged.weight;
   const float factor = weight == 0.0f ? 0.0f : 1.0f / weight;
   const i64 row = place.token * c.out.o_row_stride + place.head * c.out.o_head_stride;
 #pragma unroll
-  for (i32 chunk = 0; chunk < Traits::CHUNKS; ++chunk) {
-    const i32 column = chunk * Traits::COLUMNS + threadIdx.x % 32 * Traits::VECTOR;
+  for (i32 chunk = 0; chunk < CHUNKS; ++chunk) {
+    const i32 column = lane_column(first_chunk + chunk);
     const Vector& value = merged.o[chunk];
     if (column >= Traits::D_V) continue;
     if (c.o_is_f32) {
@@ -176,14 +189,15 @@ __device__ __forceinline__ void store(const Combine& c, const Place& place, cons
       store_16(static_cast<u16*>(c.out.o) + row + column, value, factor);
     }
   }
-  if (threadIdx.x % 32 == 0 && c.out.lse != nullptr) {
+  if (first_chunk == 0 && threadIdx.x % 32 == 0 && c.out.lse != nullptr) {
     c.out.lse[place.token * c.out.lse_row_stride + place.head * c.out.lse_head_stride] =
         weight == 0.0f ? -infinity() : (merged.max + ptx::log2(weight)) * LN_2;
   }
 }
 
-// Walks rows i, i + step, .. of a list of lanes. The entry of the list is fetched a row ahead, the
-// first one before there is anything to merge.
+// Walks rows i, i + step, .. of a list of lanes, or their slices. The entry of the list is fetched a step
+// ahead, the first one before there is anything to merge.
+template <i32 SLICES>
 struct Walk {
   const Combine& c;
   const Merge* first;
@@ -198,18 +212,20 @@ struct Walk {
                                   i32 begin, i32 step)
       : c(c), first(first), direction(direction), step(step), i(begin) {
     slot_rows = c.schedule.item_heads * c.schedule.item_rows;
-    rows = lanes * slot_rows;
+    rows = lanes * slot_rows * SLICES;
     fetch();
   }
 
   __device__ __forceinline__ void fetch() {
-    if (i < rows) merge = first[i / slot_rows * direction];
+    if (i < rows) merge = first[i / (slot_rows * SLICES) * direction];
   }
 
   __device__ __forceinline__ bool done() const { return i >= rows; }
 
+  __device__ __forceinline__ i32 slice() const { return i % SLICES; }
+
   __device__ __forceinline__ Place next() {
-    const Place place = find_place(c, merge, i % slot_rows);
+    const Place place = find_place(c, merge, i / SLICES % slot_rows);
     i += step;
     fetch();
     return place;
@@ -221,47 +237,67 @@ __device__ __forceinline__ void merge_rows(const Combine& c, i32 lanes) {
   // Neighbouring rows go to different SMs, so that few rows are spread over all of them.
   // PERF: GLA, B 16, L 8192, q_len 1 / 2: 77.1 / 84.2 us with eight CTAs an SM, most of which wait for
   // a place and find nothing to do; 75.9 / 82.6 with two.
-  Walk walk(c, c.schedule.merges, 1, lanes, threadIdx.x / 32 * gridDim.x + blockIdx.x,
-            gridDim.x * Traits::WARPS);
+  Walk<1> walk(c, c.schedule.merges, 1, lanes, threadIdx.x / 32 * gridDim.x + blockIdx.x,
+               gridDim.x * Traits::WARPS);
   ptx::wait_for_dependencies();
   while (!walk.done()) {
     const Place place = walk.next();
     if (!place.valid) continue;
-    Merged merged;
+    Merged<Traits::CHUNKS> merged;
     merged.init();
-    merge_parts(merged, place.rows, 0, 1);
-    store(c, place, merged);
+    merge_parts(merged, place.rows, 0, 0, 1);
+    store(c, place, 0, merged);
   }
 }
 
-// Lanes with many parts, which lie at the end of the list: a CTA a row.
-__device__ __forceinline__ void merge_long_rows(const Combine& c, i32 lanes) {
-  __shared__ Merged shared[Traits::WARPS][32];
+using Shared = Merged<Traits::CHUNKS>[Traits::WARPS][32];
+
+// Lanes with many parts, which lie at the end of the list: a CTA a slice of a row.
+template <i32 SLICES>
+__device__ __forceinline__ void merge_slices(const Combine& c, i32 lanes, Shared& bytes) {
+  constexpr i32 CHUNKS = Traits::CHUNKS / SLICES;
+  auto& shared = reinterpret_cast<Merged<CHUNKS>(&)[Traits::WARPS][32]>(bytes);
   const i32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Walk walk(c, c.schedule.merges + c.schedule.merge_capacity - 1, -1, lanes, blockIdx.x, gridDim.x);
+  Walk<SLICES> walk(c, c.schedule.merges + c.schedule.merge_capacity - 1, -1, lanes, blockIdx.x,
+                    gridDim.x);
   ptx::wait_for_dependencies();
   while (!walk.done()) {
+    const i32 first_chunk = walk.slice() * CHUNKS;
     const Place place = walk.next();
     if (!place.valid) continue;
-    Merged merged;
+    Merged<CHUNKS> merged;
     merged.init();
-    merge_parts(merged, place.rows, warp, Traits::WARPS);
+    merge_parts(merged, place.rows, first_chunk, warp, Traits::WARPS);
     shared[warp][lane] = merged;
     __syncthreads();
     if (warp == 0) {
 #pragma unroll 1
       for (i32 other = 1; other < Traits::WARPS; ++other) merged.merge(shared[other][lane]);
-      store(c, place, merged);
+      store(c, place, first_chunk, merged);
     }
     __syncthreads();
+  }
+}
+
+// PERF: B 1, L 65536, replayed, a CTA a row / two where all of them run at once / one for every 128 columns:
+// GLA, 128 rows of 66 parts 35.5 / 35.2 / 35.1 us; q_len 2, whose 256 rows are as many as there are CTAs, 42.5 /
+// 42.7 / 44.8; MLA, 128 rows 48.6 / 48.2 / 50.3, 16 heads 41.5 / 40.6 / -.
+__device__ __forceinline__ void merge_long_rows(const Combine& c, i32 lanes) {
+  __shared__ Shared shared;
+  const i32 rows = lanes * c.schedule.item_heads * c.schedule.item_rows;
+  if (Traits::MOST_SLICES > 1 && rows * Traits::MOST_SLICES <= gridDim.x) {
+    merge_slices<Traits::MOST_SLICES>(c, lanes, shared);
+  } else {
+    merge_slices<1>(c, lanes, shared);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(Traits::WARPS * 32, Traits::MIN_BLOCKS)
     combine(const __grid_constant__ Combine c) {
   // The schedule was complete before the attention kernel began; only its results are waited for.
-  const MergeCounts counts = *c.schedule.merge_counts;
+  // Not kept in registers meanwhile, of which there are none to spare.
+  const MergeCounts* counts = c.schedule.merge_counts;
   ptx::launch_dependents();
-  if (counts.many > 0) merge_long_rows(c, counts.many);
-  merge_rows(c, counts.few);
+  if (counts->many > 0) merge_long_rows(c, counts->many);
+  merge_rows(c, counts->few);
 }

@@ -29,10 +29,11 @@ type Run = fn(&CudaBackend) -> Outcome;
 /// A trial of the same engine on two devices.
 type RunTwo = fn(&CudaBackend, &CudaBackend) -> Outcome;
 
-const TRIALS: [(&str, Run); 15] = [
+const TRIALS: [(&str, Run); 16] = [
     ("small/every-kernel-once", small::every_kernel),
     ("repeat/three-runs-have-the-same-bits", repeat::three_runs),
     ("repeat/rows-past-2^31-elements", repeat::far_rows),
+    ("repeat/long-rows-among-others", repeat::among_long_ones),
     ("repeat/streams-and-threads", repeat::threads),
     ("repeat/cache-without-pages", repeat::no_pages),
     ("foreign/combined-tensor-and-strides", foreign::combined),

@@ -2,7 +2,7 @@
 
 use crate::layer::{Case, Results, families, upload};
 use crate::{Outcome, expect};
-use grouped_attention::{Backend, Mask, Planning};
+use grouped_attention::{Backend, Mask, PageId, Planning, Sequence, Step};
 use grouped_attention_cuda::CudaBackend;
 use std::error::Error;
 
@@ -49,6 +49,36 @@ pub(crate) fn far_rows(engine: &CudaBackend) -> Outcome {
         let near = once(engine, &case, 0)?;
         let there = once(engine, &case, far)?;
         expect(near == there, format!("{case}: bits differ past 2^31 elements"))?;
+    }
+    Ok(())
+}
+
+/// How rows of many parts are merged depends on how many of them there are, but no bit does.
+// [S-3.21]
+pub(crate) fn among_long_ones(engine: &CudaBackend) -> Outcome {
+    // More parts than a warp merges, of kernels that cut at 8192 tokens.
+    const TOKENS: [(usize, usize); 9] = {
+        let mut lens = [(1, 8192); 9];
+        lens[8] = (1, 64);
+        lens
+    };
+    for case in families()?.into_iter().filter(|case| case.page_size == 64) {
+        let cache = case.filled(engine, case.pages(&TOKENS), &TOKENS, 0, 5)?;
+        let case = case.batch_invariant();
+        let pages: Vec<PageId> = (0..case.pages(&TOKENS) as u32).map(PageId).collect();
+        let kv_len = pages.len() * case.page_size;
+        let first_query = |sequences: usize| -> Result<Bits, Box<dyn Error>> {
+            let equal = vec![Sequence { q_len: 1, kv_len, pages: &pages }; sequences];
+            let step = Step::new(case.page_size, &equal, Mask::Causal)?;
+            let mut plan = engine.plan(Planning::new(&case.problem, &step))?;
+            let q = upload(engine, &case.queries(sequences)?)?;
+            let mut results = Results::new(engine, &case.problem, sequences)?;
+            results.attend(engine, &mut plan, &q, &cache)?;
+            let bits = results.bits(engine)?;
+            Ok(bits.map(|rows| rows[..rows.len() / sequences].to_vec()))
+        };
+        let same = first_query(1)? == first_query(4)?;
+        expect(same, format!("{case}: a long sequence has other bits among others"))?;
     }
     Ok(())
 }
