@@ -20,6 +20,8 @@ const ARCHITECTURES: [(&str, usize); 3] =
 
 /// Bytes that `tied_wide_sm90` keeps on the stack from item to item: its accumulators leave no registers.
 const WIDE_SPILLS: usize = 16;
+/// Bytes that `combine` spills on sm_80 at s = 256.
+const COMBINE_SPILLS: usize = 8;
 
 /// Remarks of ptxas after which a kernel is slower than it looks.
 const REMARKS: [&str; 4] = ["setmaxnreg", "serialized", "C75", "Potential Performance Loss"];
@@ -68,7 +70,7 @@ fn choices(shape: &Shape, architecture: &str, shared_limit: usize) -> Vec<(Choic
         (schedule(), 0),
     ];
     if let Some((choice, _)) = portable(&shape.problem, &capacity, shared_limit) {
-        choices.extend([(choice, shape.spills), (combine(&shape.problem), 0)]);
+        choices.extend([(choice, shape.spills), (combine(&shape.problem), COMBINE_SPILLS)]);
     }
     if architecture == "sm_90a" {
         let found = [1, 64].map(|page_size| hopper::choose(&shape.problem, &capacity, page_size));
