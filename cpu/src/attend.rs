@@ -10,9 +10,9 @@ use crate::output::Output;
 use crate::plan::{Padded, Scratch, Steps, Workspace};
 use crate::schedule::Join;
 use crate::softmax::Online;
+use crate::stages::Stages;
 use crate::threads::Threads;
 use grouped_attention::{Attend, Geometry};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs one attend.
 pub(crate) fn attend(kernel: Instructions, threads: &Threads, call: Attend<'_, CpuBackend>) {
@@ -33,17 +33,25 @@ pub(crate) fn attend(kernel: Instructions, threads: &Threads, call: Attend<'_, C
     with_element!(problem.dtype(), E => {
         shared.interleaved = E::INTERLEAVED;
         let q = call.q.values::<E>();
-        let tasks = &steps.schedule.tasks;
-        for_each(threads, scratches, tasks.len(), |scratch, index| {
-            kernel.attend(&shared, q, &tasks[index], scratch);
-        });
+        let (tasks, joins) = (&steps.schedule.tasks, &steps.schedule.joins);
         // PERF: as many pieces as threads, since few joins there are: GLA-2, 128 heads, one sequence of 8192, two
         // threads: 100 to 140 us of 1100 went to one join by one thread.
-        let (joins, pieces) = (&steps.schedule.joins, scratches.len());
-        for_each(threads, scratches, joins.len() * pieces, |_, index| {
-            let join = &joins[index / pieces];
-            kernel.run(JoinRun { shared: &shared, join, piece: index % pieces, pieces });
-        });
+        let pieces = scratches.len();
+        let stages = Stages::new(tasks.len(), joins.len() * pieces);
+        let work = |scratch: &mut Scratch| {
+            stages.run(
+                |index| kernel.attend(&shared, q, &tasks[index], scratch),
+                |index| {
+                    let join = &joins[index / pieces];
+                    kernel.run(JoinRun { shared: &shared, join, piece: index % pieces, pieces });
+                },
+            );
+        };
+        match scratches.as_mut_slice() {
+            [] => {}
+            [scratch, others @ ..] if others.is_empty() || tasks.len() < 2 => work(scratch),
+            scratches => threads.each(scratches, work),
+        }
     }, else unreachable!("no plan has another format"));
 }
 
@@ -160,29 +168,5 @@ impl Job for JoinRun<'_> {
         unsafe {
             shared.finish(lanes, join.sequence, &join.heads, &join.queries, own.start, sums);
         }
-    }
-}
-
-/// Runs `work` for each index below `count`, on as many threads as there are scratches. Which thread runs which
-/// is left to chance; nothing may depend on it.
-fn for_each(
-    threads: &Threads,
-    scratches: &mut [Scratch],
-    count: usize,
-    work: impl Fn(&mut Scratch, usize) + Sync,
-) {
-    let next = AtomicUsize::new(0);
-    // Relaxed: what an index stands for is read through shared references; the counter only has to count.
-    let drain = |scratch: &mut Scratch| loop {
-        let index = next.fetch_add(1, Ordering::Relaxed);
-        if index >= count {
-            return;
-        }
-        work(scratch, index);
-    };
-    match (count, scratches) {
-        (0, _) => {}
-        (1, [scratch, ..]) | (_, [scratch]) => drain(scratch),
-        (_, scratches) => threads.each(scratches, drain),
     }
 }

@@ -43,6 +43,7 @@ mod requests;
 mod rows;
 mod schedule;
 mod softmax;
+mod stages;
 mod strip;
 mod task;
 mod tensor;
