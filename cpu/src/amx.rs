@@ -80,7 +80,7 @@ impl Height {
 enum Shape {
     /// 16 rows of 64 bytes.
     Whole,
-    /// So too, but tiles 0 to 3, the scores, and 7, the queries, have as many columns of 4 bytes as there are
+    /// So too, but tiles 0 to 3, the scores, and 6 and 7, the queries, have as many columns of 4 bytes as there are
     /// query rows.
     Scores(Height),
     /// As [`Shape::Whole`], but tiles 0 to 5, sums and probabilities, have as many rows as there are query rows.
@@ -109,7 +109,7 @@ impl Config {
 
     const fn scores(height: Height) -> Config {
         let c = 4 * height.rows() as u8;
-        Config::new([16; 8], [c, c, c, c, 64, 64, 64, c])
+        Config::new([16; 8], [c, c, c, c, 64, 64, c, c])
     }
 
     const fn values(height: Height) -> Config {
