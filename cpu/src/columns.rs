@@ -81,7 +81,7 @@ impl Columns {
 
     /// Lets every lane hold what the lane of its row does.
     #[inline]
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn repeat(&mut self, height: Height) {
         for kept in [&mut self.m, &mut self.l] {
             let (rows, others) = kept.split_at_mut(height.rows());
@@ -92,7 +92,7 @@ impl Columns {
     /// Lets the maxima follow `largest` where that is far above them, rescales what is relative to
     /// them, and answers what is to be subtracted from exponents.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn follow(&mut self, largest: __m512, sums: &mut [f32]) -> __m512 {
         let old = get(&self.m);
         let limit = _mm512_add_ps(old, _mm512_set1_ps(LAZY));
@@ -128,7 +128,7 @@ struct Exponents {
 impl Exponents {
     /// Writes the probabilities of 32 positions, and answers their sums.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn whole(self, height: Height, scores: &[[f32; ROWS]], out: &mut [Tile<u32>]) -> __m512 {
         let mut sum = [_mm512_setzero_ps(); 2];
         let mut weigh = |v: usize, score: &[f32; ROWS]| {
@@ -157,7 +157,7 @@ impl Exponents {
     /// As [`whole`](Self::whole), for as many positions as there are masks and what rows see of
     /// them; the probabilities replace the scores.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn partial(
         self,
         height: Height,
@@ -193,7 +193,7 @@ fn mask(height: Height, masks: &[u16], v: usize) -> u16 {
 /// Writes rows of 32 probabilities: a tile, or [`SPREAD`] in which each stands beside a
 /// zero.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn put_rows<const H: usize>(rows: [__m512i; H], out: &mut [Tile<u32>]) {
     // A loop for each tile, which the compiler unrolls; of one for all four it makes a loop through
     // memory.
@@ -228,7 +228,7 @@ fn put_rows<const H: usize>(rows: [__m512i; H], out: &mut [Tile<u32>]) {
 
 /// Multiplies each of sixteen rows by its factor.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn rescale(factors: &[f32; ROWS], sums: &mut [f32]) {
     let stride = sums.len() / ROWS;
     for (row, factor) in sums.chunks_exact_mut(stride).zip(factors) {
@@ -244,7 +244,7 @@ fn rescale(factors: &[f32; ROWS], sums: &mut [f32]) {
 
 /// The largest score of each row over the positions that it sees.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn largest(height: Height, scores: &[[f32; ROWS]], seen: Seen<'_>) -> __m512 {
     let mut max = [negative_infinity(); 4];
     let positions = ROWS / height.rows();
@@ -267,7 +267,7 @@ fn largest(height: Height, scores: &[[f32; ROWS]], seen: Seen<'_>) -> __m512 {
 
 /// Joins what the positions of a vector have, for each row, in every lane of the row.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn over_positions(height: Height, x: __m512, join: impl Fn(__m512, __m512) -> __m512) -> __m512 {
     let halves = |x| join(x, _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x));
     let quarters = |x| join(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x));
@@ -279,7 +279,7 @@ fn over_positions(height: Height, x: __m512, join: impl Fn(__m512, __m512) -> __
 }
 
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn negative_infinity() -> __m512 {
     _mm512_set1_ps(f32::NEG_INFINITY)
 }
@@ -295,7 +295,7 @@ const EXP2: [f32; 6] =
 /// first-level cache to bf16, 7.8 cycles a vector, and 9.2 around the nearest. On Zen 4, whose other kernels
 /// keep to that, it is slower: GQA, `q_len` 1, 92.3 us instead of 90.2.
 #[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) fn exp2(seen: u16, x: __m512) -> __m512 {
     const FLOOR: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
     let f = _mm512_reduce_ps::<FLOOR>(x);
@@ -308,12 +308,45 @@ pub(crate) fn exp2(seen: u16, x: __m512) -> __m512 {
     _mm512_maskz_scalef_ps(kept, sum, x)
 }
 
+/// Sixteen positions from `$first` on of row i and of row i + 8, four at a time in turn: `[__m512i; 8]`.
+///
+/// PERF: [`crate::pack::transpose`] would want two positions side by side first, which takes a permutation of
+/// words for each vector. Here what brings them side by side turns them too: 7.5 instead of 7.8 cycles a vector.
+/// No function, since whether it is inlined changes with code elsewhere, and if not its result goes through memory. Nor could
+/// `$p` be inlined there unless all have the same target features. One thread of a Xeon, in the caches, GLA-2 with 128
+/// heads at `q_len` 4, us: a call for each 16 positions and for each vector 664, for each 16 positions 631, neither 613.
+macro_rules! turn_half {
+    ($p:ident, $first:expr) => {{
+        // Pairs of positions of rows 0 to 3 and 8 to 11, and of the others; above them those 8 positions on.
+        let pairs: [[__m512i; 2]; 4] = std::array::from_fn(|i| {
+            let [even, odd] = [0, 1].map(|k| {
+                let j = $first + 2 * i + k;
+                round($p(j), $p(j + 8))
+            });
+            [_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)]
+        });
+        let fours: [[__m512i; 4]; 2] = std::array::from_fn(|part| {
+            let [a, b, c, d] = pairs.map(|pair| pair[part]);
+            let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ]
+        });
+        let turned: [__m512i; 8] = std::array::from_fn(|i| fours[i / 4][i % 4]);
+        turned
+    }};
+}
+
 /// Rounds probabilities, `p(position)` of sixteen rows, to bf16, and turns them: 32 positions to a row.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn turn(mut p: impl FnMut(usize) -> __m512) -> [__m512i; ROWS] {
     // Two calls and not a loop, which would go through memory.
-    let [a, b] = [turn_half(&mut p, 0), turn_half(&mut p, ROWS)];
+    let [a, b] = [turn_half!(p, 0), turn_half!(p, ROWS)];
     let mut rows = [_mm512_setzero_si512(); ROWS];
     for i in 0..8 {
         rows[i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(a[i], b[i]);
@@ -322,38 +355,9 @@ fn turn(mut p: impl FnMut(usize) -> __m512) -> [__m512i; ROWS] {
     rows
 }
 
-/// Sixteen positions from `first` on of row i and of row i + 8, four at a time in turn.
-///
-/// PERF: [`crate::pack::transpose`] would want two positions side by side first, which takes a permutation of
-/// words for each vector. Here what brings them side by side turns them too: 7.5 instead of 7.8 cycles a vector.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn turn_half(p: &mut impl FnMut(usize) -> __m512, first: usize) -> [__m512i; 8] {
-    // Pairs of positions of rows 0 to 3 and 8 to 11, and of the others; above them those 8 positions on.
-    let pairs: [[__m512i; 2]; 4] = std::array::from_fn(|i| {
-        let [even, odd] = [0, 1].map(|k| {
-            let j = first + 2 * i + k;
-            round(p(j), p(j + 8))
-        });
-        [_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)]
-    });
-    let fours: [[__m512i; 4]; 2] = std::array::from_fn(|part| {
-        let [a, b, c, d] = pairs.map(|pair| pair[part]);
-        let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        [
-            _mm512_unpacklo_epi64(ab, cd),
-            _mm512_unpackhi_epi64(ab, cd),
-            _mm512_unpacklo_epi64(ab_high, cd_high),
-            _mm512_unpackhi_epi64(ab_high, cd_high),
-        ]
-    });
-    std::array::from_fn(|i| fours[i / 4][i % 4])
-}
-
 /// As [`turn`], for eight rows: a vector has those of two positions.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn turn_eight(mut p: impl FnMut(usize) -> __m512) -> [__m512i; 8] {
     // Four positions: 2i, 2i + 1 and those 16 on, each the eight words of 128 bits.
     let eights: [__m512i; 8] = std::array::from_fn(|i| {
@@ -384,7 +388,7 @@ fn turn_eight(mut p: impl FnMut(usize) -> __m512) -> [__m512i; 8] {
 
 /// As [`turn`], for four rows: a vector has those of four positions.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn turn_four(mut p: impl FnMut(usize) -> __m512) -> [__m512i; 4] {
     // Eight positions: 4i to 4i + 3 and those 16 on, each four words.
     let fours: [__m512i; 4] = std::array::from_fn(|i| {
@@ -426,7 +430,7 @@ const fn places(height: Height) -> [u16; DEPTH] {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn order(places: &[u16; DEPTH]) -> __m512i {
     // SAFETY: the array is as long as the load.
     unsafe { _mm512_loadu_si512(places.as_ptr().cast()) }
@@ -434,7 +438,7 @@ fn order(places: &[u16; DEPTH]) -> __m512i {
 
 /// Two vectors in bf16, `a` below `b`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn round(a: __m512, b: __m512) -> __m512i {
     let rounded = _mm512_cvtne2ps_pbh(b, a);
     // SAFETY: both types are 512 bits without meaning of their own.
@@ -442,14 +446,14 @@ fn round(a: __m512, b: __m512) -> __m512i {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn get(x: &[f32; ROWS]) -> __m512 {
     // SAFETY: the array is as long as the load.
     unsafe { _mm512_loadu_ps(x.as_ptr()) }
 }
 
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn put(x: &mut [f32; ROWS], v: __m512) {
     // SAFETY: the array is as long as the store.
     unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
