@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// depend on it.
 ///
 /// PERF: one call of the pool for both, since a thread without work sleeps and must be woken for a second: two threads of
-/// a Xeon, B 1, L 8192, medians of five or seven rounds in turn, two calls and one, us: GQA at `q_len` 1 1394, 1367, at 2
-/// 1447, 1415; MLA with 16 heads 618, 598, with 128 1327, 1307; GLA-2 with 16 heads 547, 541; GTA 950, 969.
+/// a Xeon, B 1, L 8192, `q_len` 1, medians of 31 calls in three rounds in turn, two calls and one, us: GQA 1355, 1344; GTA
+/// 851, 841; MLA with 16 heads 525, 513, with 128 1286, 1277; GLA-2 with 128 heads 856, 854.
 pub(crate) struct Stages {
     tasks: Stage,
     joins: Stage,
