@@ -6,7 +6,8 @@ use crate::options::{Engine, Options};
 use crate::rig::{Outcome, Rig, Stage};
 use crate::workload::Workload;
 use grouped_attention::{
-    AnyBackend, AnyCache, AnyPlan, Append, Backend, Mask, Planning, Reference, Step, Upload, Write,
+    AnyBackend, AnyCache, AnyPlan, Append, Backend, Error, Mask, Planning, Reference, Step, Upload,
+    Write,
 };
 use grouped_attention_benches::results::Ceilings;
 use grouped_attention_cpu::ceiling::{Matrix, Memory, Reading, multiply_adds};
@@ -75,6 +76,38 @@ impl Host {
             Arithmetic::MultiplyAdds(rate) => *rate,
         });
     }
+
+    /// Times of so many calls, and the machine's rates between them.
+    fn timed(
+        &self,
+        stage: &mut Stage<'_, AnyBackend>,
+        options: &Options,
+    ) -> Result<Measured, Error> {
+        let start = Instant::now();
+        stage.attend(0)?;
+        let once = start.elapsed().as_secs_f64();
+        let calls = (SAMPLE_SECONDS / once).ceil().max(1.0) as usize;
+        let (mut samples, mut next) = (Samples::default(), 1);
+        let mut runs = Vec::new();
+        for _ in 0..options.runs.get() {
+            let mut times = Vec::new();
+            for sample in 0..options.repeats.get() {
+                let start = Instant::now();
+                for _ in 0..calls {
+                    stage.attend(next)?;
+                    next += 1;
+                }
+                times.push(start.elapsed().as_secs_f64() / calls as f64);
+                // The machine's rates change from one moment to the next, so they are read in
+                // between.
+                if sample % options.repeats.get().div_ceil(READS) == 0 {
+                    self.sample(&mut samples, options.cold > 0);
+                }
+            }
+            runs.push(times);
+        }
+        Ok(Measured { runs, ceilings: samples.rates() })
+    }
 }
 
 impl Samples {
@@ -113,30 +146,9 @@ impl Rig for Host {
         if workload.graph {
             return Err("--graph is for the cuda engine".into());
         }
-        let start = Instant::now();
-        stage.attend(0)?;
-        let once = start.elapsed().as_secs_f64();
-        let calls = (SAMPLE_SECONDS / once).ceil().max(1.0) as usize;
-        let (mut samples, mut next) = (Samples::default(), 1);
-        let mut runs = Vec::new();
-        for _ in 0..options.runs.get() {
-            let mut times = Vec::new();
-            for sample in 0..options.repeats.get() {
-                let start = Instant::now();
-                for _ in 0..calls {
-                    stage.attend(next)?;
-                    next += 1;
-                }
-                times.push(start.elapsed().as_secs_f64() / calls as f64);
-                // The machine's rates change from one moment to the next, so they are read in
-                // between.
-                if sample % options.repeats.get().div_ceil(READS) == 0 {
-                    self.sample(&mut samples, options.cold > 0);
-                }
-            }
-            runs.push(times);
-        }
-        Ok(Measured { runs, ceilings: samples.rates() })
+        // Called by a thread of the pool, as by an engine that owns one: another thread would sleep meanwhile, and every
+        // call wait for it and one of these to wake up.
+        Ok(self.pool.install(|| self.timed(stage, options))?)
     }
 
     fn ceilings(&self) -> Outcome<Ceilings> {
@@ -151,11 +163,7 @@ impl Rig for Host {
 }
 
 /// A cache whose every cell of the workload's tables has been appended.
-fn filled<B: Backend>(
-    engine: &B,
-    workload: &Workload,
-    seeds: &Seeds,
-) -> Result<B::Cache, grouped_attention::Error> {
+fn filled<B: Backend>(engine: &B, workload: &Workload, seeds: &Seeds) -> Result<B::Cache, Error> {
     let (problem, step) = (workload.problem()?, workload.step()?);
     let mut cache = engine.create_cache(workload.layout()?)?;
     let writes: Vec<Write> = (step.spans().iter())
@@ -167,7 +175,7 @@ fn filled<B: Backend>(
         let part = Step::new(workload.page_size, &[], Mask::Causal)?.writing(writes.to_vec())?;
         let plan = engine.plan(Planning::new(&problem, &part))?;
         let rows: Vec<usize> = writes.iter().map(|write| workload.cell(write.slot)).collect();
-        let tensor = |which: usize| -> Result<B::Tensor, grouped_attention::Error> {
+        let tensor = |which: usize| -> Result<B::Tensor, Error> {
             let shape = [&[rows.len()], &shapes[which][2..]].concat();
             let host = seeds.parts[which].rows(workload.dtype, &shape, &rows)?;
             let mut tensor = engine.allocate(host.dtype(), host.shape())?;
