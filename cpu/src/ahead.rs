@@ -12,7 +12,6 @@ use crate::lanes::Avx512;
 use crate::schedule::BLOCK;
 use crate::strip::{LINE, Strip};
 use half::bf16;
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
 /// Rows to ask for.
@@ -158,32 +157,6 @@ impl Beside<'_> {
     }
 }
 
-/// Asks for one line of every 16 KiB of what is read next, all at once.
-///
-/// A processor must look up where a page is before it can ask for a line of it, and goes on with little else meanwhile. So
-/// lines asked for one run of rows after the other wait for each run's page in turn; here for all of them together.
-/// PERF: the first line of a page of 4 KiB costs 190 ns, alone or of 8 pages at once, of 32 pages 640. Two threads of a Xeon,
-/// B 8, L 8192, `q_len` 1, four rounds in turn, without and with, us: GQA 10756, 10450, at 4 11744, 11567; GTA 6650, 6355,
-/// at 4 8661, 8472; MLA with 16 heads 4039, 3982, with 128 9866, 9701; GLA-2 with 16 heads 3845, 3715, with 128 6700, 6590.
-/// A line of every 4 KiB is 1 to 6 % slower than none; of every 32 KiB MLA with 16 heads takes 3903 where this took 3898.
-pub(crate) fn touch(strip: Strip<'_, bf16>) {
-    for at in touched(strip) {
-        // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-}
-
-/// Addresses of every 16 KiB of each 64 rows that follow each other.
-fn touched(strip: Strip<'_, bf16>) -> impl Iterator<Item = *const u8> {
-    const EVERY: usize = 16 << 10;
-    let rows = (0..strip.len()).step_by(BLOCK).map(move |j| j..(j + BLOCK).min(strip.len()));
-    let runs = rows.filter_map(move |rows| strip.whole_run(rows));
-    runs.flat_map(|run| {
-        let [start, end] = [run.start, run.end].map(<*const bf16>::cast::<u8>);
-        (0..end.addr() - start.addr()).step_by(EVERY).map(move |at| start.wrapping_add(at))
-    })
-}
-
 /// Some rows with so many products: a run of them, or, where they do not follow each other, nothing, since they are
 /// asked for at once.
 #[inline]
@@ -198,27 +171,4 @@ fn rows(lanes: Avx512, strip: Strip<'_, bf16>, range: Range<usize>, products: us
     }
     range.for_each(|row| strip.prefetch(lanes, row));
     Asked::NOTHING
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_run_is_touched_where_it_begins_and_every_16_kib_on() {
-        // Rows of 512 bytes: 64 of them, 64 before these, 10 behind, and 64 each in a place of its own.
-        let cells = vec![bf16::ZERO; 256 * 1024];
-        let runs = [(400, 1), (100, 1), (600, 1), (650, 5)].map(|(row, distance)| {
-            (0..BLOCK).map(move |j| 256 * (row + distance * j)).collect::<Vec<_>>()
-        });
-        let touched = |offsets: &[usize]| -> Vec<usize> {
-            let strip = Strip::of(&cells, offsets, 256);
-            touched(strip).map(|at| at.addr() - cells.as_ptr().addr()).collect()
-        };
-        let offsets = [&runs[0][..], &runs[1], &runs[2][..10]].concat();
-        let kib = 1 << 10;
-        assert_eq!(touched(&offsets), [200 * kib, 216 * kib, 50 * kib, 66 * kib, 300 * kib]);
-        assert_eq!(touched(&runs[3]), [0; 0], "rows that do not follow each other are no run");
-        assert_eq!(touched(&[]), [0; 0]);
-    }
 }

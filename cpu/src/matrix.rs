@@ -11,7 +11,7 @@
 //! its maximum and sum take no step across lanes. What it costs is a transposition of P on the way
 //! to bf16, 16 by 16 words at a time.
 
-use crate::ahead::{Ahead, Beside, Work, touch};
+use crate::ahead::{Ahead, Beside, Work};
 use crate::amx::{
     Amx, Asked, DEPTH, Height, Piece, ROWS, SPREAD, Tile, Tiles, scores_2x2, scores_4x1, values_1x4,
 };
@@ -294,7 +294,7 @@ impl Block<'_> {
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
         let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
-        self.ahead(head).into_iter().for_each(touch);
+        self.ahead(head).into_iter().for_each(|strip| strip.touch(self.lanes));
         let fresh = (self.fresh && head == 0).then_some(strips);
         if !keep && let Some(values) = self.in_place(value_strip) {
             let (scores, p) = (&mut scores[..MATRIX_BLOCK], &mut probabilities[..steps * SPREAD]);
