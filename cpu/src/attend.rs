@@ -11,6 +11,7 @@ use crate::plan::{Padded, Scratch, Steps, Workspace};
 use crate::schedule::Join;
 use crate::softmax::Online;
 use crate::stages::Stages;
+use crate::strip::LINE;
 use crate::threads::Threads;
 use grouped_attention::{Attend, Geometry};
 
@@ -133,6 +134,9 @@ pub(crate) fn online(sums: &mut [f32]) -> Online<'_> {
     Online { m, l, o }
 }
 
+/// Rows ahead of the one that is merged whose parts are asked for.
+const JOIN_AHEAD: usize = 2;
+
 /// Merges the parts of some rows, a piece of a join's, in the order of their positions.
 struct JoinRun<'a> {
     shared: &'a Shared<'a>,
@@ -147,26 +151,28 @@ impl Job for JoinRun<'_> {
         let JoinRun { shared, join, piece, pieces } = self;
         let stride = shared.padded.sums_stride();
         let rows = join.heads.len() * shared.head_rows(join.queries.len());
-        let own = piece * rows / pieces..(piece + 1) * rows / pieces;
-        let part = |part: usize| {
-            let first = join.slot + part * rows + own.start;
-            // SAFETY: the schedule gives every part rows of its own, its task is done, and this is the one piece
-            // of the one join that reads these, each part once.
-            unsafe { shared.parts.take(first * stride, own.len() * stride) }
-        };
-        let sums = part(0);
-        for other in (1..join.parts).map(part) {
-            let rows = sums.chunks_exact_mut(stride).zip(other.chunks_exact_mut(stride));
-            for (row, (sums, other)) in own.clone().zip(rows) {
-                if shared.place(join.sequence, &join.heads, &join.queries, row).is_some() {
-                    let other = online(other);
-                    online(sums).merge(lanes, *other.m, *other.l, other.o);
-                }
+        for row in piece * rows / pieces..(piece + 1) * rows / pieces {
+            if shared.place(join.sequence, &join.heads, &join.queries, row).is_none() {
+                continue;
             }
-        }
-        // SAFETY: no other task or join writes this sequence's heads and queries, and no other piece these rows.
-        unsafe {
-            shared.finish(lanes, join.sequence, &join.heads, &join.queries, own.start, sums);
+            let start = |part: usize, row: usize| (join.slot + part * rows + row) * stride;
+            let part = |part: usize| {
+                for line in (0..stride).step_by(LINE / size_of::<f32>()) {
+                    shared.parts.prefetch(lanes, start(part, row + JOIN_AHEAD) + line);
+                }
+                // SAFETY: the schedule gives every part rows of its own, its task is done, and this is the one piece
+                // of the one join that reads these, each part once.
+                unsafe { shared.parts.take(start(part, row), stride) }
+            };
+            let sums = part(0);
+            for other in (1..join.parts).map(part) {
+                let other = online(other);
+                online(sums).merge(lanes, *other.m, *other.l, other.o);
+            }
+            // SAFETY: no other task or join writes this sequence's heads and queries, and no other piece this row.
+            unsafe {
+                shared.finish(lanes, join.sequence, &join.heads, &join.queries, row, sums);
+            }
         }
     }
 }

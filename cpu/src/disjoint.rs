@@ -1,5 +1,6 @@
 //! One slice that several threads write, each its own elements.
 
+use crate::lanes::Lanes;
 use std::marker::PhantomData;
 
 /// A slice whose elements are handed out to be written, by a promise instead of a borrow: which
@@ -20,6 +21,12 @@ unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 impl<'a, T> Disjoint<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Disjoint<'a, T> {
         Disjoint { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// Asks for the cache line of an element.
+    #[inline(always)]
+    pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, at: usize) {
+        lanes.prefetch(std::slice::from_ref(unsafe { &*self.start }), at);
     }
 
     /// Elements `start..start + len`.

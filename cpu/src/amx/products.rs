@@ -383,6 +383,9 @@ pub(crate) unsafe fn scores_4x1(
         // SAFETY: keys are 16 rows of 64 bytes; queries and scores are 16 rows of 4 bytes times `height`, which
         // are rows of a tile and dense. Else as in `scores_2x2`.
         unsafe { scores!(ask_12, 12) }
+    } else if !asked.more_than(2) {
+        // SAFETY: as above.
+        unsafe { scores!(ask, 2) }
     } else {
         // SAFETY: as above.
         unsafe { scores!(ask_6, 6) }
@@ -535,7 +538,10 @@ pub(crate) unsafe fn values_in_place(
         };
     }
     tiles.shape(Shape::Values(height));
-    if v.bytes > 4 * LINE {
+    if v.bytes > 4 * LINE && v.bytes <= 6 * LINE {
+        // SAFETY: as above.
+        unsafe { values!(ask_6, 6) }
+    } else if v.bytes > 4 * LINE {
         // SAFETY: values are 16 rows of 64 bytes; probabilities and sums are `height` rows. Else as in
         // `scores_2x2`.
         unsafe { values!(ask_8, 8) }
