@@ -3,7 +3,8 @@
 mod products;
 
 pub(crate) use products::{
-    Asked, Piece, SPREAD, ValueRows, ValueStep, scores_2x2, scores_4x1, values_1x4, values_in_place,
+    Asked, COLUMNS_OF_FEW, Piece, SPREAD, ValueRows, ValueStep, scores_2x2, scores_4x1, values_1x4,
+    values_few, values_in_place,
 };
 
 use std::arch::asm;
@@ -47,8 +48,8 @@ impl Amx {
 
 /// Query rows that a tile of one head has room for: sixteen, or fewer where there are no more.
 ///
-/// Products of probabilities of four rows take half as long as those of sixteen, and scores of four rows lie
-/// side by side for four positions, so that weighing takes a quarter of the vectors.
+/// Scores of four rows lie side by side for four positions, so that weighing takes a quarter of the vectors, and one
+/// product of values does what takes two with sixteen rows, see [`values_few`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Height {
     Four,
@@ -64,6 +65,11 @@ impl Height {
             5..=8 => Height::Eight,
             _ => Height::Sixteen,
         }
+    }
+
+    /// Whether one product of values does even and odd columns, see [`values_few`].
+    pub(crate) fn is_few(self) -> bool {
+        self != Height::Sixteen
     }
 
     pub(crate) const fn rows(self) -> usize {
@@ -83,7 +89,7 @@ enum Shape {
     /// So too, but tiles 0 to 3, the scores, and 6 and 7, the queries, have as many columns of 4 bytes as there are
     /// query rows.
     Scores(Height),
-    /// As [`Shape::Whole`], but tiles 0 to 5, sums and probabilities, have as many rows as there are query rows.
+    /// As [`Shape::Whole`], but tiles 0 to 5, sums and probabilities, have two rows for each query row, of eight at most.
     Values(Height),
 }
 
@@ -113,7 +119,7 @@ impl Config {
     }
 
     const fn values(height: Height) -> Config {
-        let r = height.rows() as u8;
+        let r = 2 * height.rows() as u8;
         Config::new([r, r, r, r, r, r, 16, 16], [64; 8])
     }
 }
@@ -131,7 +137,7 @@ impl Tiles {
     #[inline]
     fn shape(&self, shape: Shape) {
         let shape = match shape {
-            Shape::Scores(Height::Sixteen) | Shape::Values(Height::Sixteen) => Shape::Whole,
+            Shape::Scores(Height::Sixteen) | Shape::Values(Height::Eight) => Shape::Whole,
             shape => shape,
         };
         if self.shape.get() != shape {
@@ -142,15 +148,12 @@ impl Tiles {
     fn configure(&self, shape: Shape) {
         static WHOLE: Config = Config::new([16; 8], [64; 8]);
         static SCORES: [Config; 2] = [Config::scores(Height::Four), Config::scores(Height::Eight)];
-        static VALUES: [Config; 2] = [Config::values(Height::Four), Config::values(Height::Eight)];
+        static VALUES: Config = Config::values(Height::Four);
         let config = match shape {
             Shape::Scores(Height::Four) => &SCORES[0],
             Shape::Scores(Height::Eight) => &SCORES[1],
-            Shape::Values(Height::Four) => &VALUES[0],
-            Shape::Values(Height::Eight) => &VALUES[1],
-            Shape::Whole | Shape::Scores(Height::Sixteen) | Shape::Values(Height::Sixteen) => {
-                &WHOLE
-            }
+            Shape::Values(Height::Four) => &VALUES,
+            Shape::Whole | Shape::Scores(Height::Sixteen) | Shape::Values(_) => &WHOLE,
         };
         // SAFETY: there is a guard, so the instruction may be executed, and the operand is the 64 bytes that
         // it reads.

@@ -3,6 +3,7 @@
 //! those of four positions or of two.
 
 use crate::amx::{DEPTH, Height, ROWS, SPREAD, Tile};
+use crate::few;
 use crate::lanes::EXP2_MIN;
 use crate::pack::store;
 use std::arch::x86_64::*;
@@ -39,7 +40,8 @@ impl Columns {
     /// Turns scores into probabilities in bf16, tiles of `[row, position]`, adds them to `l`
     /// before they are rounded, and rescales the rows of `sums`, `[16, stride]`, if need be. There is
     /// a tile for 32 positions in `out`, or, if `in_place`, there are [`SPREAD`], see
-    /// [`crate::amx::values_in_place`]. Scores are `[positions, height]`, dense.
+    /// [`crate::amx::values_in_place`], and sums of few rows are as [`crate::few`] says. Scores are `[positions, height]`,
+    /// dense.
     ///
     /// The probabilities replace `scores` if `keep`. Before each 32 positions `ask` is called.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -57,7 +59,8 @@ impl Columns {
         let scale = _mm512_set1_ps(scale);
         self.repeat(height);
         let largest = _mm512_mul_ps(largest(height, scores, seen), scale);
-        let base = self.follow(largest, sums);
+        let few = Some(height).filter(|height| in_place && height.is_few());
+        let base = self.follow(largest, few, sums);
         let shift = _mm512_sub_ps(_mm512_setzero_ps(), base);
         let mut sum = _mm512_setzero_ps();
         let exponents = Exponents { scale, shift };
@@ -93,7 +96,7 @@ impl Columns {
     /// them, and answers what is to be subtracted from exponents.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    fn follow(&mut self, largest: __m512, sums: &mut [f32]) -> __m512 {
+    fn follow(&mut self, largest: __m512, few: Option<Height>, sums: &mut [f32]) -> __m512 {
         let old = get(&self.m);
         let limit = _mm512_add_ps(old, _mm512_set1_ps(LAZY));
         if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, limit) != 0 {
@@ -110,7 +113,10 @@ impl Columns {
             put(&mut self.l, rescaled);
             let mut factors = [0.0; ROWS];
             put(&mut factors, factor);
-            rescale(&factors, sums);
+            match few {
+                None => rescale(&factors, sums),
+                Some(height) => few::rescale(height, &factors, sums),
+            }
         }
         let m = get(&self.m);
         let nothing = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(m, negative_infinity());
@@ -190,8 +196,8 @@ fn mask(height: Height, masks: &[u16], v: usize) -> u16 {
     masks.fold(0, |all, (i, mask)| all | (mask & u16::MAX >> (ROWS - rows)) << (i * rows))
 }
 
-/// Writes rows of 32 probabilities: a tile, or [`SPREAD`] in which each stands beside a
-/// zero.
+/// Writes rows of 32 probabilities: a tile, or [`SPREAD`], of even and of odd positions, in which each stands before a
+/// zero, and of few rows also behind one, in a row of its own.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn put_rows<const H: usize>(rows: [__m512i; H], out: &mut [Tile<u32>]) {
@@ -199,28 +205,23 @@ fn put_rows<const H: usize>(rows: [__m512i; H], out: &mut [Tile<u32>]) {
     // memory.
     match out {
         [tile] => tile.0.iter_mut().zip(rows).for_each(|(row, x)| store(row, x)),
-        [even_first, even_second, odd_first, odd_second] => {
+        [even, odd] if H == ROWS => {
             let below = _mm512_set1_epi32(0xffff);
-            even_first
-                .0
-                .iter_mut()
-                .zip(rows)
-                .for_each(|(row, x)| store(row, _mm512_and_si512(x, below)));
-            even_second
-                .0
-                .iter_mut()
-                .zip(rows)
-                .for_each(|(row, x)| store(row, _mm512_slli_epi32::<16>(x)));
-            odd_first
-                .0
-                .iter_mut()
-                .zip(rows)
-                .for_each(|(row, x)| store(row, _mm512_srli_epi32::<16>(x)));
-            odd_second
-                .0
-                .iter_mut()
-                .zip(rows)
-                .for_each(|(row, x)| store(row, _mm512_andnot_si512(below, x)));
+            let (even, odd) = (even.0.iter_mut().zip(rows), odd.0.iter_mut().zip(rows));
+            even.for_each(|(row, x)| store(row, _mm512_and_si512(x, below)));
+            odd.for_each(|(row, x)| store(row, _mm512_srli_epi32::<16>(x)));
+        }
+        [even, odd] => {
+            let below = _mm512_set1_epi32(0xffff);
+            let (even, odd) = (even.0.as_chunks_mut().0, odd.0.as_chunks_mut().0);
+            even.iter_mut().zip(rows).for_each(|([before, behind], x)| {
+                store(before, _mm512_and_si512(x, below));
+                store(behind, _mm512_slli_epi32::<16>(x));
+            });
+            odd.iter_mut().zip(rows).for_each(|([before, behind], x)| {
+                store(before, _mm512_srli_epi32::<16>(x));
+                store(behind, _mm512_andnot_si512(below, x));
+            });
         }
         _ => unreachable!("a tile a step, or as many as it is spread over"),
     }
@@ -539,6 +540,9 @@ mod tests {
         let mut tiles = [Tile([[7; 16]; ROWS]); SPREAD];
         // SAFETY: the feature was detected.
         unsafe { put_rows(rows, &mut tiles) }
+        let mut few = [Tile([[7; 16]; ROWS]); SPREAD];
+        // SAFETY: as above.
+        unsafe { put_rows::<8>(*rows.first_chunk().expect("more rows"), &mut few) }
         let mut whole = [Tile([[7; 16]; ROWS])];
         // SAFETY: as above.
         unsafe { put_rows(rows, &mut whole) }
@@ -548,7 +552,11 @@ mod tests {
                 // Positions 2i and 2i + 1; the lower half of a word is the first of a pair.
                 let (even, odd) = (word & 0xffff, word >> 16);
                 let spread = tiles.map(|tile| tile.0[row][i]);
-                assert_eq!(spread, [even, even << 16, odd, odd << 16]);
+                assert_eq!(spread, [even, odd]);
+                if row < 8 {
+                    let spread = few.map(|tile| [tile.0[2 * row][i], tile.0[2 * row + 1][i]]);
+                    assert_eq!(spread, [[even, even << 16], [odd, odd << 16]]);
+                }
             }
         }
     }

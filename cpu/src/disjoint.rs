@@ -23,10 +23,12 @@ impl<'a, T> Disjoint<'a, T> {
         Disjoint { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
-    /// Asks for the cache line of an element.
+    /// Asks for the cache line of an element, if there is one.
     #[inline(always)]
     pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, at: usize) {
-        lanes.prefetch(std::slice::from_ref(unsafe { &*self.start }), at);
+        // SAFETY: nothing is reached by a slice of no elements, whoever writes them; only its address counts.
+        let start: &[T] = unsafe { std::slice::from_raw_parts(self.start, 0) };
+        lanes.prefetch(start, at);
     }
 
     /// Elements `start..start + len`.

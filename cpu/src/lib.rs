@@ -23,6 +23,8 @@ mod columns;
 #[cfg(feature = "faer")]
 mod dense;
 mod disjoint;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod few;
 mod kernel;
 mod lanes;
 mod machine;

@@ -18,6 +18,7 @@ use crate::amx::{
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
 use crate::columns::{Columns, Seen, WEIGHING};
+use crate::few::{self, WIDEST, by_rows, by_units};
 use crate::lanes::{Avx512, Job, Lanes};
 use crate::pack::{COLUMN_TILES, COLUMNS, load, pack_values, store, transpose};
 use crate::plan::{Padded, Scratch, UNIT, with_capacity};
@@ -81,7 +82,7 @@ pub(crate) struct MatrixScratch {
     /// Scores of two row tiles, `[2, MATRIX_BLOCK, 16]`, or, dense, of one of fewer rows.
     scores: Buffer,
     /// Probabilities of one head, `[row tiles, STEPS]` tiles of `[row, position]`, or, where values
-    /// are multiplied as they lie, `[STEPS, SPREAD]`.
+    /// are multiplied as they lie, `[STEPS, SPREAD]`; behind a tile of zeros.
     probabilities: Vec<Tile<u32>>,
     /// Some columns of one head's values in pairs of positions, `[STEPS, COLUMN_TILES]`.
     values: Vec<Tile<u32>>,
@@ -99,7 +100,7 @@ impl MatrixScratch {
         Ok(MatrixScratch {
             queries: filled(Tile([[0; 16]; ROWS]), row_tiles * depth)?,
             scores: Buffer::zeroed::<f32>(2 * MATRIX_BLOCK * ROWS)?,
-            probabilities: filled(Tile([[0; 16]; ROWS]), probabilities)?,
+            probabilities: filled(Tile([[0; 16]; ROWS]), 1 + probabilities)?,
             values: filled(Tile([[0; 16]; ROWS]), STEPS * COLUMN_TILES)?,
             keys: Buffer::zeroed::<bf16>(MATRIX_BLOCK * padded.q_stride())?,
             columns: filled(Columns::EMPTY, row_tiles)?,
@@ -151,15 +152,15 @@ impl MatrixRun<'_> {
             Some(slot) => unsafe { shared.parts.take(slot * stride, rows * stride) },
         };
         let tiles = amx.tiles();
-        let in_place = shared.head_rows(task.queries.len()) == ROWS && shared.values_lie_in_tiles();
+        let one_tile = shared.head_rows(task.queries.len()) == ROWS;
+        let in_place = (one_tile && shared.values_lie_in_tiles()).then(|| self.height());
         // SAFETY: `amx` proves the features.
-        unsafe { self.attend(lanes, in_place, &tiles, matrix, offsets, sees, sums) }
+        let nan = unsafe { self.attend(lanes, in_place, &tiles, matrix, offsets, sees, sums) };
         // Where values lie in the cache zeros meet the neighbours of columns, and 0 times infinity is
         // NaN. Whatever else is NaN is so again.
-        // SAFETY: as above.
-        if in_place && unsafe { any_nan(sums) } {
+        if in_place.is_some() && nan {
             // SAFETY: as above.
-            unsafe { self.attend(lanes, false, &tiles, matrix, offsets, sees, sums) }
+            unsafe { self.attend(lanes, None, &tiles, matrix, offsets, sees, sums) };
         }
         drop(tiles);
         if task.slot.is_none() {
@@ -167,20 +168,38 @@ impl MatrixRun<'_> {
         }
     }
 
+    /// How many rows of a head's one tile count. Sixteen where sums of fewer would not fit the room in which they are
+    /// [put in order](by_rows).
+    fn height(self) -> Height {
+        let Self { shared, task, .. } = self;
+        match shared.padded.value {
+            ..=WIDEST => Height::of(task.queries.len() * shared.geometry.group()),
+            _ => Height::Sixteen,
+        }
+    }
+
+    /// With values as they lie in the cache, `in_place`, where one tile of rows is all, of which so many count. Answers
+    /// whether any of their numbers is NaN then.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn attend(
         self,
         lanes: Avx512,
-        in_place: bool,
+        in_place: Option<Height>,
         tiles: &Tiles,
         scratch: &mut MatrixScratch,
         offsets: &mut [Box<[usize]>; 2],
         sees: &mut [u64],
         sums: &mut [f32],
-    ) {
+    ) -> bool {
         let Self { shared, task, .. } = self;
         let stride = shared.padded.sums_stride();
-        sums.fill(0.0);
+        for sums in sums.chunks_exact_mut(ROWS * stride) {
+            let numbers = match in_place {
+                Some(height) if height.is_few() => few::numbers(height, sums.len()),
+                _ => sums.len(),
+            };
+            sums[..numbers].fill(0.0);
+        }
         scratch.columns[..sums.len() / (ROWS * stride)].fill(Columns::EMPTY);
         self.pack_queries(&mut scratch.queries);
         let mut first = task.positions.start;
@@ -216,12 +235,18 @@ impl MatrixRun<'_> {
             }
             first += count;
         }
+        let (room, mut nan) = (scratch.scores.as_mut_slice(), false);
         for (sums, columns) in sums.chunks_exact_mut(ROWS * stride).zip(&scratch.columns) {
+            if let Some(height) = in_place.filter(|height| height.is_few()) {
+                by_rows(height, sums, room);
+            }
+            nan |= in_place.is_some_and(|height| any_nan(&sums[..height.rows() * stride]));
             for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
                 let online = online(sums);
                 (*online.m, *online.l) = (columns.m[row], columns.l[row]);
             }
         }
+        nan
     }
 
     /// Packs the task's queries in pairs of elements: a tile for 16 rows and 32 elements, row i of
@@ -271,8 +296,8 @@ struct Block<'a> {
     count: usize,
     /// Whether it is the task's first, for which nobody has asked.
     fresh: bool,
-    /// Whether values may be multiplied as they lie: one tile of rows.
-    in_place: bool,
+    /// Whether values may be multiplied as they lie: one tile of rows, of which so many count.
+    in_place: Option<Height>,
 }
 
 impl Block<'_> {
@@ -282,6 +307,7 @@ impl Block<'_> {
         let MatrixRun { shared, task, .. } = self.run;
         let MatrixScratch { queries, scores, probabilities, values, keys, columns } = scratch;
         let scores = scores.as_mut_slice().as_chunks_mut().0;
+        let probabilities = &mut probabilities[1..];
         let head_strips = strips(shared.geometry.row(), self.positions, task.heads.start + head);
         let (strips, value_strip) = head_strips;
         let row_tiles = shared.head_rows(task.queries.len()) / ROWS;
@@ -310,6 +336,10 @@ impl Block<'_> {
                 sums,
             );
         }
+        let few = self.in_place.filter(|height| height.is_few());
+        if let Some(height) = few {
+            by_rows(height, sums, scores.as_flattened_mut());
+        }
         let lanes = self.lanes;
         let mut ahead = Ahead::new(self.ahead(head), self.work(row_tiles, depth));
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
@@ -336,16 +366,17 @@ impl Block<'_> {
                 }
             }
         }
-        if keep {
-            return;
-        }
         let values = &mut values[..steps * COLUMN_TILES];
-        for column in (0..shared.padded.value).step_by(COLUMNS) {
+        let columns = if keep { 0 } else { shared.padded.value };
+        for column in (0..columns).step_by(COLUMNS) {
             pack_values(value_strip, column, values, (self.lanes, &mut ahead));
             let product = Product { tiles: self.tiles, probabilities, values, column };
             for (row_tile, sums) in sums.chunks_exact_mut(ROWS * stride).enumerate() {
                 product.add(row_tile, sums, (self.lanes, &mut ahead));
             }
+        }
+        if let Some(height) = few {
+            by_units(height, sums, scores.as_flattened_mut());
         }
     }
 
@@ -360,8 +391,8 @@ impl Block<'_> {
         columns: &mut Columns,
         sums: &mut [f32],
     ) {
-        let MatrixRun { shared, task, .. } = self.run;
-        let height = Height::of(task.queries.len() * shared.geometry.group());
+        let MatrixRun { shared, .. } = self.run;
+        let height = values.height();
         let (lanes, beside) = (self.lanes, self.beside(head));
         keys.score_one(self, height, queries, scores, fresh, |group, products| {
             beside.scores(lanes, group, products)
@@ -372,7 +403,7 @@ impl Block<'_> {
         columns.push(height, scores, seen, scale, false, (true, p), sums, |half| {
             beside.weights(lanes, half);
         });
-        values.add(self.tiles, height, p, sums, (lanes, beside));
+        values.add(self.tiles, p, sums, (lanes, beside));
     }
 
     /// Values as they lie in the cache, where tiles can be loaded from there and one tile of rows would
@@ -383,8 +414,8 @@ impl Block<'_> {
     /// `q_len` 4 2652, 2248. With two tiles of rows packing is cheaper: GLA-2 with 16 heads, `q_len` 4,
     /// 1466, 1563; GQA, `q_len` 8, 4375, 4684.
     fn in_place<'s>(&self, strip: Strip<'s, bf16>) -> Option<InPlace<'s>> {
-        let whole = self.in_place && self.count.is_multiple_of(DEPTH);
-        whole.then(|| InPlace::new(strip))
+        let height = self.in_place.filter(|_| self.count.is_multiple_of(DEPTH))?;
+        Some(InPlace::new(strip, height))
     }
 
     /// What attending is, for so many tiles of rows with keys of so many tiles.

@@ -3,7 +3,8 @@
 
 use crate::ahead::{Ahead, Beside};
 use crate::amx::{
-    DEPTH, Height, ROWS, SPREAD, Tile, Tiles, ValueRows, ValueStep, values_1x4, values_in_place,
+    COLUMNS_OF_FEW, DEPTH, Height, ROWS, SPREAD, Tile, Tiles, ValueRows, ValueStep, values_1x4,
+    values_few, values_in_place,
 };
 use crate::lanes::Avx512;
 use crate::matrix::STEPS;
@@ -48,14 +49,13 @@ pub(crate) struct InPlace<'a> {
     steps: [ValueStep; STEPS],
     /// Bytes from a position to the next.
     stride: usize,
+    /// Rows that count.
+    height: Height,
 }
-
-/// Products of a step and [`COLUMNS`] columns.
-const PRODUCTS: usize = 2 * COLUMN_TILES;
 
 impl<'a> InPlace<'a> {
     /// Of whole steps, each within a page.
-    pub(crate) fn new(strip: Strip<'a, bf16>) -> InPlace<'a> {
+    pub(crate) fn new(strip: Strip<'a, bf16>, height: Height) -> InPlace<'a> {
         // Positions of a page lie at equal distances.
         let stride = strip.place(1).1 - strip.place(0).1;
         let mut steps = [ValueStep { values: std::ptr::null(), asked: std::ptr::null() }; STEPS];
@@ -64,35 +64,50 @@ impl<'a> InPlace<'a> {
             out.values = cells[start..][..(DEPTH - 1) * stride + strip.width()].as_ptr();
         }
         let stride = stride * size_of::<bf16>();
-        InPlace { strip, steps, stride }
+        InPlace { strip, steps, stride, height }
     }
 
-    /// Adds the products of one tile of rows, of which `height` count, to its sums.
+    pub(crate) fn height(&self) -> Height {
+        self.height
+    }
+
+    /// Adds the products of one tile of rows to its sums, which are those of [`crate::few`] where few count.
     pub(crate) fn add(
         mut self,
         tiles: &Tiles,
-        height: Height,
         probabilities: &[Tile<u32>],
         sums: &mut [f32],
         (lanes, beside): (Avx512, Beside<'_>),
     ) {
         let stride = sums.len() / ROWS;
+        let (width, height) = (self.strip.width(), self.height);
+        let few = height.is_few();
         let steps = &mut self.steps[..self.strip.len() / DEPTH];
         let p = probabilities[..steps.len() * SPREAD].as_ptr();
-        let parts = self.strip.width() / COLUMNS;
+        let most = if few { COLUMNS_OF_FEW } else { COLUMNS };
+        let parts = width.div_ceil(most);
         for part in 0..parts {
+            let column = part * most;
+            let columns = most.min(width - column);
+            // Of even and of odd positions for each tile of values, and where rows are many of even and odd columns.
+            let products = if few { 2 } else { 4 } * columns / DEPTH;
             let mut bytes = 0;
             for (half, step) in steps.iter_mut().enumerate() {
-                let asked = beside.values(lanes, half, (part, parts), PRODUCTS);
+                let asked = beside.values(lanes, half, (part, parts), products);
                 (step.asked, bytes) = (asked.start(), bytes.max(asked.bytes()));
             }
-            let column = part * COLUMNS;
             let v =
                 ValueRows { steps, column: column * size_of::<bf16>(), stride: self.stride, bytes };
-            let out = sums[column..][..(ROWS - 1) * stride + COLUMNS].as_mut_ptr();
-            // SAFETY: the slices, those that `new` took of the cells too, are as long as the tiles
-            // that are read and written.
-            unsafe { values_in_place(tiles, height, p, &v, out, stride * size_of::<f32>()) }
+            if few {
+                let out = sums[column * height.rows()..][..columns * height.rows()].as_mut_ptr();
+                // SAFETY: the slices, those that `new` took of the cells too, are as long as the tiles that are read
+                // and written.
+                unsafe { values_few(tiles, height, columns, p, &v, out) }
+            } else {
+                let out = sums[column..][..(ROWS - 1) * stride + COLUMNS].as_mut_ptr();
+                // SAFETY: as above, and probabilities stand behind a tile of zeros.
+                unsafe { values_in_place(tiles, p, &v, out, stride * size_of::<f32>()) }
+            }
         }
     }
 }

@@ -292,14 +292,16 @@ fn cases() -> impl Strategy<Value = Case> {
 /// Few rows a cached head, and pages, widths and lengths of whole tiles: values are multiplied as they lie, and a
 /// tile has four rows, eight or sixteen.
 fn few_rows() -> impl Strategy<Value = Case> {
-    let separate = (1_usize..4, 1_usize..7, 1_usize..3, 1_usize..3)
+    let separate = (1_usize..4, 1_usize..7, 1_usize..3, 1_usize..4)
         .prop_map(|(h, g, k, v)| Geometry::separate(h * g, h, 64 * k, 64 * v).unwrap());
     let tied =
-        (1_usize..4, 1_usize..7, 1_usize..3, 0_usize..3, 0_usize..2).prop_map(|(h, g, s, n, r)| {
+        (1_usize..4, 1_usize..7, 1_usize..4, 0_usize..4, 0_usize..2).prop_map(|(h, g, s, n, r)| {
             let (n, r) = (64 * n.min(s), 64 * r);
             Geometry::tied(h * g, h, 64 * s, n, if n == 0 { 64 } else { r }).unwrap()
         });
-    let lens = prop::collection::vec((1_usize..6, 1_usize..24), 1..4);
+    // Some with a rest, which is packed after blocks that were not.
+    let rest = prop::sample::select(vec![0, 0, 0, 7]);
+    let lens = prop::collection::vec((1_usize..6, 1_usize..24, rest), 1..4);
     let masks = prop::sample::select(vec![Masked::Causal, Masked::Full, Masked::Tree]);
     let pages = prop::sample::select(vec![32, 64, 96]);
     (prop_oneof![separate, tied], pages, lens, masks, any::<bool>(), any::<u64>()).prop_map(
@@ -307,7 +309,7 @@ fn few_rows() -> impl Strategy<Value = Case> {
             geometry,
             dtype: Dtype::Bf16,
             page_size,
-            lens: lens.into_iter().map(|(q_len, steps)| (q_len, 32 * steps)).collect(),
+            lens: lens.into_iter().map(|(q_len, steps, rest)| (q_len, 32 * steps + rest)).collect(),
             mask,
             batch_invariant: false,
             f32_output,
