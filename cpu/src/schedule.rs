@@ -42,8 +42,14 @@ pub(crate) const BLOCK: usize = 64;
 /// to the cache and back must not cost more than the products in between.
 pub(crate) const MATRIX_BLOCK: usize = 4 * BLOCK;
 
-/// Elements of `o` that a task keeps: 1 MiB, half of a common L2 cache.
-const MAX_STATE: usize = 1 << 18;
+/// Elements of `o` that a task keeps, but for what [`FULL_ROWS`] has it keep: 256 KiB, an eighth of a common L2 cache. Queries take
+/// as much or more, probabilities and two blocks of the cache as well.
+///
+/// PERF: two threads of a Xeon, L 8192, three rounds in turn, 2^18 / 2^17 / 2^16, us. The matrix kernel, B 8: MLA with 128
+/// heads, `q_len` 4, 32323 / 30928 / 30627, 2 16290 / 16346 / 16458; GLA-2 with 128 heads, 4, 19095 / 18974 / 18733, B 1
+/// 2528 / 2526 / 2465. GQA, 512 queries after 512 tokens 7479 / 7155 / 7023, AVX-512 25009 / 22341 / 22166; MLA with 16
+/// heads, 128 queries after 896 tokens 2471 / 2276 / 2286, AVX-512 14611 / 13563 / 13597.
+const MAX_STATE: usize = 1 << 16;
 
 /// Rows of one head that a task takes before it splits the heads: enough to make a block of the
 /// cache, once it is there, compute-bound on any kernel.

@@ -50,21 +50,23 @@ fn rows_are_padded_head_by_head() {
 
 #[test]
 fn tiles_fill_the_state_and_part_heads_where_a_head_has_too_few_rows() {
-    // 2^18 / 128 = 2048 rows of sums: 64 queries of 32 heads, and a head wants 256 rows.
-    assert_eq!(GQA.tile(), (64, 8));
-    // 512 rows of 128 heads.
-    assert_eq!(MLA.tile(), (4, 1));
-    // 16 queries of all heads, and a head wants 256: so 8 of the heads.
-    assert_eq!(MHA.tile(), (256, 8));
-    // ceil(2^18 / 600) = 437 rows; a head of 3 wants ceil(256 / 3) = 86 queries and has 72.
+    // 2^16 / 128 = 512 rows of sums: 64 queries of two heads of 4, and a head wants 256 rows.
+    assert_eq!(Sizes { heads: 2, ..GQA }.tile(), (64, 2));
+    // 16 queries of all heads, and a head wants 64: so 2 of the heads.
+    assert_eq!(GQA.tile(), (64, 2));
+    // 128 rows, and the head wants 256.
+    assert_eq!(MLA.tile(), (2, 1));
+    // 4 queries of all heads, and a head wants 256: so 2 of the heads.
+    assert_eq!(MHA.tile(), (256, 2));
+    // ceil(2^16 / 600) = 110 rows; a head of 3 wants ceil(256 / 3) = 86 queries and has 18.
     let uneven = Sizes { heads: 2, group: 3, width_v: 600, ..GQA };
     assert_eq!(uneven.tile(), (86, 1));
     // Few queries leave room for more heads.
     assert_eq!(
         [0, 1, 16, 17, 255, 256].map(|q_len| MHA.tile_for(q_len)),
-        [(256, 128), (256, 128), (256, 128), (256, 120), (256, 8), (256, 8)]
+        [(256, 128), (256, 128), (256, 32), (256, 30), (256, 2), (256, 2)]
     );
-    assert_eq!(MHA.tile_for(5000), (256, 8));
+    assert_eq!(MHA.tile_for(5000), (256, 2));
 }
 
 #[test]
@@ -131,9 +133,9 @@ fn a_sequence_is_cut_by_its_share_of_the_step() {
     assert_eq!((of(0), of(1)), (12, 4));
     // The second sequence's parts lie behind the first's.
     assert_eq!(schedule.joins[1].slot, 12 * 32);
-    // Arithmetic weighs as well as bytes: 32 queries of half the length.
-    let schedule = planned(&GQA, &[(32, 8192), (1, 16_384)], &Mask::Full);
-    // 32 queries weigh 4096 + 32768 a position, one 5120: of 8 shares 6.3 and 1.7. Seven parts are one too many for
+    // Arithmetic weighs as well as bytes: 16 queries of half the length.
+    let schedule = planned(&GQA, &[(16, 8192), (1, 16_384)], &Mask::Full);
+    // 16 queries weigh 4096 + 16384 a position, one 5120: of 8 shares 5.3 and 2.7. Three parts are one too many for
     // two threads.
     let of = |sequence| schedule.tasks.iter().filter(|task| task.sequence == sequence).count();
     assert_eq!((of(0), of(1)), (6, 2));
@@ -157,7 +159,7 @@ fn invariant_cuts_are_the_lengths_alone() {
     // Not of what its first queries see.
     let roots = Mask::new(MaskKind::Tree(&[-1, -1]), [2]).unwrap();
     assert_eq!(cuts(&planned(&INVARIANT, &[(2, 2049)], &roots)), [0..1088, 1088..2049]);
-    let causal = planned(&INVARIANT, &[(100, 2050)], &Mask::Causal);
+    let causal = planned(&Sizes { heads: 2, ..INVARIANT }, &[(100, 2050)], &Mask::Causal);
     assert_eq!(cuts(&causal), [0..1088, 1088..2014, 0..1088, 1088..2050]);
 }
 
@@ -184,13 +186,13 @@ fn a_schedule_forgets_the_last_one() {
 #[test]
 fn room_is_made_for_what_can_be_needed() {
     let extent = Extent { sequences: 3, total_q: 100, max_q_len: 70, max_kv_len: 5000, writes: 0 };
-    let bounds = Bounds { tasks: 48, joins: 16, queries: 64, rows: 2048, slot_rows: 16 * 2048 };
+    let bounds = Bounds { tasks: 48, joins: 16, queries: 64, rows: 512, slot_rows: 16 * 512 };
     // (3 + 100 / 64) runs of queries, each parted into 8 heads at worst; 16 parts.
     assert_eq!(GQA.bounds(&extent), bounds);
     assert_eq!(Sizes { threads: 1, ..GQA }.bounds(&extent).slot_rows, 0);
     // 8 heads padded by up to 15 rows.
     let padded = Sizes { row_align: 16, ..GQA }.bounds(&extent);
-    assert_eq!((padded.rows, padded.slot_rows), (2168, 16 * 2168));
+    assert_eq!((padded.rows, padded.slot_rows), (632, 16 * 632));
     // 4 parts of 100 * 32 rows, and of what 32 tiles pad.
     let invariant = INVARIANT.bounds(&extent);
     assert_eq!((invariant.tasks, invariant.joins), (32 + 128, 32));
@@ -201,7 +203,7 @@ fn room_is_made_for_what_can_be_needed() {
     assert_eq!(INVARIANT.bounds(&Extent { max_kv_len: 2047, ..extent }).slot_rows, 0);
     // Few queries of many heads: no more rows than the state has.
     let bounds = MHA.bounds(&Extent { max_q_len: 17, ..extent });
-    assert_eq!((bounds.queries, bounds.rows), (17, 2048));
+    assert_eq!((bounds.queries, bounds.rows), (17, 512));
     // One query of a head may be more than the state has.
     let wide = Sizes { width_v: 2048, ..MLA }.bounds(&extent);
     assert_eq!((wide.queries, wide.rows), (2, 256));
