@@ -204,7 +204,11 @@ impl MatrixRun<'_> {
         self.pack_queries(&mut scratch.queries);
         let mut first = task.positions.start;
         while first < task.positions.end {
-            let count = (task.positions.end - first).min(MATRIX_BLOCK);
+            let mut count = (task.positions.end - first).min(MATRIX_BLOCK);
+            if in_place.is_some() && count > BLOCK {
+                // What follows is packed, and few.
+                count -= count % BLOCK;
+            }
             let clear = clear(shared, task, first, count);
             if clear < count {
                 for (word, sees) in
@@ -505,39 +509,26 @@ struct Rows<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Rows as they lie in the cache where whole tiles of them do, or a copy of them in which they
-    /// do, filled up with zeros.
+    /// Each piece as it lies in the cache where whole tiles of it do, or a copy in which they do, filled up with zeros.
     fn new(
         strips: [Strip<'a, bf16>; 2],
         page_size: usize,
         padded: Padded,
         copy: &'a mut [bf16],
     ) -> Keys<'a> {
-        let count = strips[0].len();
-        let groups = count.next_multiple_of(BLOCK) / ROWS;
-        let whole = count.is_multiple_of(BLOCK)
-            && page_size.is_multiple_of(ROWS)
-            && strips.iter().all(|strip| strip.width().is_multiple_of(DEPTH));
-        let depths = padded.key.map(|width| width / DEPTH);
-        if whole {
-            let pieces = [0, 1].map(|i| Rows::in_place(strips[i], groups, depths[i]));
-            return Keys { pieces, groups };
-        }
-        let width = padded.q_stride();
-        let skips = [0, padded.key[0]];
-        copy[..groups * ROWS * width].fill(bf16::ZERO);
-        for (strip, skip) in strips.into_iter().zip(skips) {
-            for j in 0..count {
-                copy[j * width + skip..][..strip.width()].copy_from_slice(strip.row(j));
+        let groups = strips[0].len().next_multiple_of(BLOCK) / ROWS;
+        let (first, second) = copy.split_at_mut(MATRIX_BLOCK * padded.key[0]);
+        let copies = strips.into_iter().zip([first, second]).zip(padded.key);
+        let mut pieces = copies.map(|((strip, copy), padded)| {
+            let whole = strip.len().is_multiple_of(BLOCK)
+                && page_size.is_multiple_of(ROWS)
+                && strip.width() == padded;
+            match whole {
+                true => Rows::in_place(strip, groups, padded / DEPTH),
+                false => Rows::copied(strip, groups, padded / DEPTH, copy),
             }
-        }
-        let copy: &[bf16] = copy;
-        let pieces = [0, 1].map(|i| Rows {
-            cells: copy,
-            starts: std::array::from_fn(|group| group * ROWS * width + skips[i]),
-            stride: width,
-            depth: depths[i],
         });
+        let pieces = [(); 2].map(|()| pieces.next().expect("two pieces"));
         Keys { pieces, groups }
     }
 
@@ -623,6 +614,26 @@ fn ask(lanes: Avx512, strips: Option<[Strip<'_, bf16>; 2]>, groups: Range<usize>
 }
 
 impl<'a> Rows<'a> {
+    /// A copy of so many elements of each row, whatever they are beyond its width, and behind the last row: zeros.
+    fn copied(
+        strip: Strip<'a, bf16>,
+        groups: usize,
+        depth: usize,
+        copy: &'a mut [bf16],
+    ) -> Rows<'a> {
+        let stride = depth * DEPTH;
+        let copy = &mut copy[..groups * ROWS * stride];
+        let (rows, rest) = copy.split_at_mut(strip.len() * stride);
+        for (j, row) in rows.chunks_exact_mut(stride.max(1)).enumerate() {
+            let (row, padding) = row.split_at_mut(strip.width());
+            row.copy_from_slice(strip.row(j));
+            padding.fill(bf16::ZERO);
+        }
+        rest.fill(bf16::ZERO);
+        let starts = std::array::from_fn(|group| group * ROWS * stride);
+        Rows { cells: copy, starts, stride, depth }
+    }
+
     fn in_place(strip: Strip<'a, bf16>, groups: usize, depth: usize) -> Rows<'a> {
         let mut starts = [0; GROUPS];
         for (group, start) in starts[..groups].iter_mut().enumerate() {
