@@ -59,12 +59,12 @@ const FULL_ROWS: usize = 256;
 /// share to the others.
 const TASKS_PER_THREAD: usize = 4;
 
-/// As [`TASKS_PER_THREAD`], where one tile is all of the step, whose parts are alike.
+/// As [`TASKS_PER_THREAD`], where one sequence is all of the step, whose parts are alike.
 ///
 /// PERF: B 1, L 8192, two threads of a Xeon, 4 and 2, medians of two rounds, us: GQA 1526, 1465 and 1480, 1410; GTA 1018,
 /// 982 and 1020, 1037; MLA, 16 heads, 700, 673 and 648, 654; MLA, 128 heads, 1439, 1490 and 1416, 1419; GLA-2, 128
 /// heads, 1002, 974 and 960, 931, `q_len` 2 1522, 1624 and 1371, 1448.
-const TASKS_OF_ONE_TILE: usize = 2;
+const TASKS_OF_ONE_SEQUENCE: usize = 2;
 
 /// Fewest positions of a part.
 const MIN_PART: usize = 4 * BLOCK;
@@ -232,6 +232,8 @@ pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &m
         end.saturating_mul(sizes.weight(tile.heads.len(), tile.queries.len()))
     };
     let total = tiles().fold(0_usize, |sum, tile| sum.saturating_add(weight(&tile)));
+    let alone = spans.iter().filter(|span| span.q_len > 0).count() == 1;
+    let all_tiles = if alone { tiles().count() } else { 0 };
     let share = total.div_ceil(TASKS_PER_THREAD * sizes.threads).max(1);
     let mut next_slot = 0;
     for tile in tiles() {
@@ -244,8 +246,8 @@ pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &m
             end
         } else {
             let weight = weight(&tile);
-            let parts = match weight == total {
-                true => TASKS_OF_ONE_TILE * sizes.threads,
+            let parts = match alone {
+                true => (TASKS_OF_ONE_SEQUENCE * sizes.threads).div_ceil(all_tiles),
                 false => weight.div_ceil(share),
             };
             let shortest = sizes.min_part(tile.heads.len(), tile.queries.len());
