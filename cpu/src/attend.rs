@@ -135,6 +135,9 @@ pub(crate) fn online(sums: &mut [f32]) -> Online<'_> {
 }
 
 /// Rows ahead of the one that is merged whose parts are asked for.
+///
+/// PERF: half of them are in another core's caches. Two threads of a Xeon, one sequence in four parts, all joins, without and
+/// with, us: GLA-2 with 128 heads 20, 17, at `q_len` 4 66, 53; MLA with 128 heads 34, 33; GTA at `q_len` 4 16, 14.
 const JOIN_AHEAD: usize = 2;
 
 /// Merges the parts of some rows, a piece of a join's, in the order of their positions.

@@ -311,7 +311,6 @@ impl Block<'_> {
         let MatrixRun { shared, task, .. } = self.run;
         let MatrixScratch { queries, scores, probabilities, values, keys, columns } = scratch;
         let scores = scores.as_mut_slice().as_chunks_mut().0;
-        let probabilities = &mut probabilities[1..];
         let head_strips = strips(shared.geometry.row(), self.positions, task.heads.start + head);
         let (strips, value_strip) = head_strips;
         let row_tiles = shared.head_rows(task.queries.len()) / ROWS;
@@ -327,7 +326,8 @@ impl Block<'_> {
         self.ahead(head).into_iter().for_each(|strip| strip.touch(self.lanes));
         let fresh = (self.fresh && head == 0).then_some(strips);
         if !keep && let Some(values) = self.in_place(value_strip) {
-            let (scores, p) = (&mut scores[..MATRIX_BLOCK], &mut probabilities[..steps * SPREAD]);
+            let p = &mut probabilities[..1 + steps * SPREAD];
+            let scores = &mut scores[..MATRIX_BLOCK];
             let [columns] = columns else {
                 unreachable!("values in place are of one tile of rows")
             };
@@ -340,6 +340,7 @@ impl Block<'_> {
                 sums,
             );
         }
+        let probabilities = &mut probabilities[1..];
         let few = self.in_place.filter(|height| height.is_few());
         if let Some(height) = few {
             by_rows(height, sums, scores.as_flattened_mut());
@@ -384,7 +385,8 @@ impl Block<'_> {
         }
     }
 
-    /// As [`attend`](Self::attend), for one tile of rows, with values as they lie in the cache.
+    /// As [`attend`](Self::attend), for one tile of rows, with values as they lie in the cache. Probabilities go behind
+    /// the first tile of `p`, whose zeros stand before them.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn attend_few(
         &self,
@@ -404,7 +406,7 @@ impl Block<'_> {
         let masks = self.masks(0);
         let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
         let scale = shared.scale_log2;
-        columns.push(height, scores, seen, scale, false, (true, p), sums, |half| {
+        columns.push(height, scores, seen, scale, false, (true, &mut p[1..]), sums, |half| {
             beside.weights(lanes, half);
         });
         values.add(self.tiles, p, sums, (lanes, beside));
@@ -518,17 +520,17 @@ impl<'a> Keys<'a> {
     ) -> Keys<'a> {
         let groups = strips[0].len().next_multiple_of(BLOCK) / ROWS;
         let (first, second) = copy.split_at_mut(MATRIX_BLOCK * padded.key[0]);
-        let copies = strips.into_iter().zip([first, second]).zip(padded.key);
-        let mut pieces = copies.map(|((strip, copy), padded)| {
+        let rows = |strip: Strip<'a, bf16>, width: usize, copy: &'a mut [bf16]| {
             let whole = strip.len().is_multiple_of(BLOCK)
                 && page_size.is_multiple_of(ROWS)
-                && strip.width() == padded;
+                && strip.width() == width;
             match whole {
-                true => Rows::in_place(strip, groups, padded / DEPTH),
-                false => Rows::copied(strip, groups, padded / DEPTH, copy),
+                true => Rows::in_place(strip, groups, width / DEPTH),
+                false => Rows::copied(strip, groups, width / DEPTH, copy),
             }
-        });
-        let pieces = [(); 2].map(|()| pieces.next().expect("two pieces"));
+        };
+        let [one, other] = strips;
+        let pieces = [rows(one, padded.key[0], first), rows(other, padded.key[1], second)];
         Keys { pieces, groups }
     }
 
@@ -614,7 +616,7 @@ fn ask(lanes: Avx512, strips: Option<[Strip<'_, bf16>; 2]>, groups: Range<usize>
 }
 
 impl<'a> Rows<'a> {
-    /// A copy of so many elements of each row, whatever they are beyond its width, and behind the last row: zeros.
+    /// A copy, with zeros behind each row up to `depth` tiles, and behind the last row up to whole groups.
     fn copied(
         strip: Strip<'a, bf16>,
         groups: usize,

@@ -71,7 +71,8 @@ impl<'a> InPlace<'a> {
         self.height
     }
 
-    /// Adds the products of one tile of rows to its sums, which are those of [`crate::few`] where few count.
+    /// Adds the products of one tile of rows to its sums, which are those of [`crate::few`] where few count. Of
+    /// `probabilities` the first tile is zeros.
     pub(crate) fn add(
         mut self,
         tiles: &Tiles,
@@ -83,7 +84,8 @@ impl<'a> InPlace<'a> {
         let (width, height) = (self.strip.width(), self.height);
         let few = height.is_few();
         let steps = &mut self.steps[..self.strip.len() / DEPTH];
-        let p = probabilities[..steps.len() * SPREAD].as_ptr();
+        // Of the whole slice, since two bytes before the second tile are read too.
+        let p = probabilities[..1 + steps.len() * SPREAD].as_ptr().wrapping_add(1);
         let most = if few { COLUMNS_OF_FEW } else { COLUMNS };
         let parts = width.div_ceil(most);
         for part in 0..parts {
@@ -105,7 +107,7 @@ impl<'a> InPlace<'a> {
                 unsafe { values_few(tiles, height, columns, p, &v, out) }
             } else {
                 let out = sums[column..][..(ROWS - 1) * stride + COLUMNS].as_mut_ptr();
-                // SAFETY: as above, and probabilities stand behind a tile of zeros.
+                // SAFETY: as above, and a tile of zeros stands before the probabilities.
                 unsafe { values_in_place(tiles, p, &v, out, stride * size_of::<f32>()) }
             }
         }
