@@ -616,7 +616,8 @@ fn ask(lanes: Avx512, strips: Option<[Strip<'_, bf16>; 2]>, groups: Range<usize>
 }
 
 impl<'a> Rows<'a> {
-    /// A copy, with zeros behind each row up to `depth` tiles, and behind the last row up to whole groups.
+    /// A copy, with zeros behind the last row up to whole groups. Of each row what is behind the strip's width, up to
+    /// `depth` tiles, is never written, and stays zero.
     fn copied(
         strip: Strip<'a, bf16>,
         groups: usize,
@@ -627,9 +628,7 @@ impl<'a> Rows<'a> {
         let copy = &mut copy[..groups * ROWS * stride];
         let (rows, rest) = copy.split_at_mut(strip.len() * stride);
         for (j, row) in rows.chunks_exact_mut(stride.max(1)).enumerate() {
-            let (row, padding) = row.split_at_mut(strip.width());
-            row.copy_from_slice(strip.row(j));
-            padding.fill(bf16::ZERO);
+            row[..strip.width()].copy_from_slice(strip.row(j));
         }
         rest.fill(bf16::ZERO);
         let starts = std::array::from_fn(|group| group * ROWS * stride);
