@@ -142,6 +142,18 @@ fn a_sequence_is_cut_by_its_share_of_the_step() {
 }
 
 #[test]
+fn tiles_of_one_sequence_share_its_tasks() {
+    // Two tiles of two queries, of which four tasks fall to two threads; to one of another sequence its shares, four each.
+    let fast = Sizes { flops_per_byte: 200, ..MLA };
+    let alone = planned(&fast, &[(4, 32_768), (0, 9)], &Mask::Full);
+    assert_eq!(cuts(&alone), [0..16_384, 16_384..32_768, 0..16_384, 16_384..32_768]);
+    let parts: Vec<_> = alone.joins.iter().map(|join| join.parts).collect();
+    assert_eq!(parts, [2, 2]);
+    let among = planned(&fast, &[(4, 32_768), (1, 64)], &Mask::Full);
+    assert_eq!(among.tasks.len(), 4 + 4 + 1);
+}
+
+#[test]
 fn threads_have_as_many_parts_each() {
     let fast = Sizes { flops_per_byte: 200, ..MLA };
     // Parts of at least 1648 positions: three, of which one thread would have two.
