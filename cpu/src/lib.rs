@@ -26,6 +26,8 @@ mod disjoint;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod few;
 mod kernel;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod keys;
 mod lanes;
 mod machine;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
