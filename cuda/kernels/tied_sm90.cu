@@ -19,13 +19,18 @@
 //     registers     |          | P(j), fix O|              | P(j+1)    |
 //     producer      |  .. tiles j+2 .. j+STAGES in flight throughout ..
 //
+// The same where memory brings tiles about as fast as one group uses them up (GA_AHEAD):
+//
+//     tensor cores  | S(j+1) | O(j)        | S(j+2) | O(j+1)        | S(j+3) ..
+//     registers     | wait   | P(j+1)      | wait   | P(j+2)        |
+//
 // Two warpgroups read the same tiles and take turns, one's products under the other's softmax:
 //
 //     group 0       | O(j) S(j+1)  | P(j+1)      | O(j+1) S(j+2) | P(j+2)
 //     group 1       | P(j)         | O(j) S(j+1) | P(j+1)        | O(j+1) S(j+2)
 //
 // Compiled with -D: GA_N, GA_R, GA_S (widths), GA_ROWS (64 or 128), GA_BF16 (0 or 1),
-// GA_BOXES (1: tensor maps, 0: 16-byte copies).
+// GA_BOXES (1: tensor maps, 0: 16-byte copies), GA_AHEAD (1: as above; 64 rows and boxes only).
 #include "abi.cuh"
 #include "ptx/control.cuh"
 #include "ptx/wgmma.cuh"
@@ -67,6 +72,10 @@ struct Traits {
   static constexpr i32 PRODUCER_REGISTERS = 40;
 
   static constexpr bool TURNS = CONSUMER_GROUPS == 2;
+  // S(j + 1) before O(j), and P(j + 1) under O(j).
+  // PERF: GLA at q_len 1 on an H200 306.9 -> 296.6 us, 64 ragged sequences 247.3 -> 239.2; by clock stamps
+  // 1940 cycles a tile instead of 2050, of which memory leaves it 1900. An H100's leaves 2900.
+  static constexpr bool AHEAD = GA_AHEAD;
 
   static constexpr i32 SHARED_LIMIT = 227 * 1024;
   static constexpr i32 STAGE_BYTES = (STATE_BLOCKS + ROPE_BLOCKS) * sizeof(Block<64>);
@@ -76,7 +85,8 @@ struct Traits {
   // queues before the memory: GLA at q_len 1, three stages / four: 423 / 427 us, its half 242.9 /
   // 244.1, B 1 36.7 / 37.8; two stages 459, 256, 38.6. Two groups hold a stage for longer: half at
   // q_len 2 254.2 / 252.4, GLA 455 / 444.
-  static constexpr i32 IN_FLIGHT_BYTES = 120 * 1024;
+  // AHEAD holds a stage for longer too, for faster memory: 316.8 with three, 309.5 with four.
+  static constexpr i32 IN_FLIGHT_BYTES = (AHEAD ? 160 : 120) * 1024;
   static constexpr i32 USEFUL = CONSUMER_GROUPS == 1 ? IN_FLIGHT_BYTES / STAGE_BYTES : 8;
   static constexpr i32 STAGES = FIT < USEFUL ? FIT : USEFUL;
 
@@ -90,6 +100,7 @@ struct Traits {
   static_assert(S == 64 || S == 128 || S == 256, "one wgmma spans the accumulator");
   static_assert(ROWS == 64 || ROWS == 128);
   static_assert(STAGES >= 2);
+  static_assert(!AHEAD || (CONSUMER_GROUPS == 1 && BOXES));
   static_assert(128 * (CONSUMER_GROUPS * CONSUMER_REGISTERS + PRODUCER_REGISTERS) <= 65536 ||
                 CONSUMER_GROUPS == 1);
 };
@@ -243,8 +254,17 @@ struct Consumer {
 
   // Waits for the tile at `kv` in the cursor's stage and makes it fit to be multiplied.
   __device__ __forceinline__ void tile_in(i32 kv) {
+    wait_for_tile();
+    look_at_page();
+    make_fit(kv);
+  }
+  __device__ __forceinline__ void wait_for_tile() {
     ptx::mbarrier_wait(&shared.ring.full[cursor.stage], cursor.parity);
+  }
+  __device__ __forceinline__ void look_at_page() {
     bad_page |= bad_page_in(shared.ring, cursor.stage);
+  }
+  __device__ __forceinline__ void make_fit(i32 kv) {
     if (masked(kv)) {
       sanitise<Number, Traits::STATE_BLOCKS>(
           shared.stages[cursor.stage].state(0), shared.poison[cursor.stage], kv, hidden,
@@ -270,16 +290,46 @@ struct Consumer {
     consumer_arrive<Traits::BOXES>(&shared.ring.empty[stage]);
   }
 
-  // P from S, and O brought to its base.
-  __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p, Accumulator& o,
-                                                i32 kv) {
+  // Exponentials of S. True where O is to be multiplied by `correction`.
+  __device__ __forceinline__ bool weigh(Scores& s, i32 kv, float (&correction)[2]) {
     if (masked(kv)) {
       const Visibility view[2] = {visibility(a.batch, item.piece, thread_row / a.group),
                                   visibility(a.batch, item.piece, (thread_row + 8) / a.group)};
       mask_scores(s, view, kv, item.piece.kv_len, shared.poison[cursor.stage]);
     }
+    return softmax.push(s, a.scale_log2, correction);
+  }
+
+  // P from S, and O brought to its base.
+  __device__ __forceinline__ void probabilities(Scores& s, Probabilities& p, Accumulator& o,
+                                                i32 kv) {
     float correction[2];
-    const bool moved = softmax.push(s, a.scale_log2, correction);
+    const bool moved = weigh(s, kv, correction);
+    pack_probabilities(p, s);
+    if (moved) correct_output(o, correction);
+  }
+
+  // AHEAD, from P of one tile to that of the next, which is at `kv` and MASKED or not: S of the next, O of
+  // this one behind it, and the next one's exponentials under O.
+  template <bool MASKED>
+  __device__ __forceinline__ void step_ahead(Scores& s, Probabilities& p, Accumulator& o,
+                                             const RopeQueries& rope, i32 kv) {
+    const i32 stage = cursor.stage;
+    cursor.advance();
+    wait_for_tile();
+    if constexpr (MASKED) make_fit(kv);
+    start_scores(s, shared.queries[group], rope, shared.stages[cursor.stage]);
+    look_at_page();
+    start_output(o, p, shared.stages[stage]);
+
+    ptx::wgmma_wait<1>();
+    float correction[2];
+    const bool moved =
+        MASKED ? weigh(s, kv, correction) : softmax.push(s, a.scale_log2, correction);
+    // PERF: left to itself ptxas moves the exponentials behind the wait: 322.6 us instead of 316.8.
+    ptx::known(softmax.sum[0] + softmax.sum[1]);
+    ptx::wgmma_wait<0>();
+    tile_out(stage);
     pack_probabilities(p, s);
     if (moved) correct_output(o, correction);
   }
@@ -317,29 +367,40 @@ __device__ __forceinline__ void consume_item(const Attend& a, const Item& item,
     start_scores(s, queries, rope, shared.stages[cursor.stage]);
     ptx::wgmma_wait<0>();
 
-    for (; kv + TILE_TOKENS < item.piece.kv_end; kv += TILE_TOKENS) {
-      // P(j)
+    if constexpr (Traits::AHEAD) {
       consumer.probabilities(s, p, o, kv);
+      for (; kv + TILE_TOKENS < item.piece.kv_end && !consumer.masked(kv + TILE_TOKENS);
+           kv += TILE_TOKENS) {
+        consumer.step_ahead<false>(s, p, o, rope, kv + TILE_TOKENS);
+      }
+      for (; kv + TILE_TOKENS < item.piece.kv_end; kv += TILE_TOKENS) {
+        consumer.step_ahead<true>(s, p, o, rope, kv + TILE_TOKENS);
+      }
+    } else {
+      for (; kv + TILE_TOKENS < item.piece.kv_end; kv += TILE_TOKENS) {
+        // P(j)
+        consumer.probabilities(s, p, o, kv);
 
-      // O(j), with S(j + 1) behind it
-      const i32 stage = cursor.stage;
-      cursor.advance();
-      if constexpr (Traits::TURNS) consumer.tile_in(kv + TILE_TOKENS);
-      consumer.take_turn();
-      start_output(o, p, shared.stages[stage]);
-      if constexpr (!Traits::TURNS) consumer.tile_in(kv + TILE_TOKENS);
-      start_scores(s, queries, rope, shared.stages[cursor.stage]);
-      consumer.pass_turn();
+        // O(j), with S(j + 1) behind it
+        const i32 stage = cursor.stage;
+        cursor.advance();
+        if constexpr (Traits::TURNS) consumer.tile_in(kv + TILE_TOKENS);
+        consumer.take_turn();
+        start_output(o, p, shared.stages[stage]);
+        if constexpr (!Traits::TURNS) consumer.tile_in(kv + TILE_TOKENS);
+        start_scores(s, queries, rope, shared.stages[cursor.stage]);
+        consumer.pass_turn();
 
-      // The stage of j may be refilled as soon as O(j) is done
-      ptx::wgmma_wait<1>();
-      consumer.tile_out(stage);
-      ptx::wgmma_wait<0>();
+        // The stage of j may be refilled as soon as O(j) is done
+        ptx::wgmma_wait<1>();
+        consumer.tile_out(stage);
+        ptx::wgmma_wait<0>();
+      }
+      consumer.probabilities(s, p, o, kv);
     }
 
-    // P and O of the last tile. Peeled, not an `if` in the loop: around wgmmas in flight that makes
+    // O of the last tile. Peeled, not an `if` in the loop: around wgmmas in flight that makes
     // ptxas serialise them all.
-    consumer.probabilities(s, p, o, kv);
     start_output(o, p, shared.stages[cursor.stage]);
     // The factors under the last product. PERF: by clock stamps 500 cycles less behind it and 100 more of it;
     // half at q_len 1, behind it / so, in two runs 242.7 / 242.0 and 242.9 / 242.8 us, other shapes the same.

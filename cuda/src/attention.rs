@@ -41,7 +41,8 @@ impl CudaBackend {
         let device = &self.shared.device;
         if self.kernels == Kernels::Hopper
             && device.capability() == (9, 0)
-            && let Some((choice, items, loads)) = hopper::choose(problem, capacity, page_size)
+            && let Some((choice, items, loads)) =
+                hopper::choose(problem, capacity, page_size, device.has_fast_memory())
         {
             return Some(Found { choice, items, loads: Some(loads) });
         }

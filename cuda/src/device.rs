@@ -13,6 +13,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Bytes that the memory of a device brings a multiprocessor in a cycle, by its clocks, from which it is fast for
+/// what the multiprocessor does with them: an H100 (HBM3) has 12.8, an H200 18.8.
+const FAST_MEMORY: f64 = 16.0;
+
 /// One CUDA device. Everything that lives on it keeps it.
 pub(crate) struct Device {
     api: &'static Api,
@@ -23,6 +27,7 @@ pub(crate) struct Device {
     capability: (i32, i32),
     multiprocessors: usize,
     shared_bytes: usize,
+    fast_memory: bool,
     driver_version: i32,
     /// Set by an error after which the context answers nothing; see [`DriverError::is_sticky`].
     lost: AtomicBool,
@@ -64,6 +69,11 @@ impl Device {
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_bytes =
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let memory_clock = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let memory_bits =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        let clock = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
+        let per_cycle = bytes_per_cycle(memory_clock, memory_bits, clock, multiprocessors);
         let (name, driver_version) = (name(api, device)?, api.version()?);
         let mut context: CUcontext = std::ptr::null_mut();
         // SAFETY: `context` is a place for one handle; it is released in `drop`.
@@ -77,6 +87,7 @@ impl Device {
             capability,
             multiprocessors: multiprocessors.unsigned_abs() as usize,
             shared_bytes: shared_bytes.unsigned_abs() as usize,
+            fast_memory: per_cycle >= FAST_MEMORY,
             driver_version,
             lost: AtomicBool::new(false),
         }))
@@ -171,6 +182,11 @@ impl Device {
         self.multiprocessors
     }
 
+    /// Whether memory brings a multiprocessor what it needs about as fast as that uses it up.
+    pub(crate) fn has_fast_memory(&self) -> bool {
+        self.fast_memory
+    }
+
     /// Shared memory that one block may ask for.
     pub(crate) fn shared_bytes(&self) -> usize {
         self.shared_bytes
@@ -180,6 +196,16 @@ impl Device {
     pub(crate) fn driver_version(&self) -> i32 {
         self.driver_version
     }
+}
+
+/// Bytes of memory a multiprocessor and cycle: clocks in kHz, the memory's of which two transfers come, and the
+/// width of its bus in bits. A clock that the driver does not say makes it 0.
+fn bytes_per_cycle(memory_clock: i32, memory_bits: i32, clock: i32, multiprocessors: i32) -> f64 {
+    let cycles = f64::from(clock) * f64::from(multiprocessors);
+    if cycles <= 0.0 {
+        return 0.0;
+    }
+    2.0 * f64::from(memory_clock) * f64::from(memory_bits / 8) / cycles
 }
 
 fn attribute(api: &Api, device: CUdevice, which: CUdevice_attribute) -> Result<i32, DriverError> {
@@ -214,5 +240,19 @@ impl fmt::Display for Device {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Device({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_h200_has_fast_memory_and_an_h100_has_not() {
+        let h100 = bytes_per_cycle(2_619_000, 5120, 1_980_000, 132);
+        let h200 = bytes_per_cycle(3_201_000, 6144, 1_980_000, 132);
+        assert!(h100 < FAST_MEMORY && FAST_MEMORY < h200, "{h100} {h200}");
+        assert_eq!(bytes_per_cycle(3_201_000, 6144, 0, 132), 0.0);
+        assert_eq!(bytes_per_cycle(0, 6144, 1_980_000, 132), 0.0);
     }
 }

@@ -73,7 +73,9 @@ fn choices(shape: &Shape, architecture: &str, shared_limit: usize) -> Vec<(Choic
         choices.extend([(choice, shape.spills), (combine(&shape.problem), COMBINE_SPILLS)]);
     }
     if architecture == "sm_90a" {
-        let found = [1, 64].map(|page_size| hopper::choose(&shape.problem, &capacity, page_size));
+        let found = [(1, false), (64, false), (64, true)].map(|(page_size, fast_memory)| {
+            hopper::choose(&shape.problem, &capacity, page_size, fast_memory)
+        });
         choices.extend(found.into_iter().flatten().map(|(choice, ..)| {
             let wide = choice.instance.kernel == "tied_wide_sm90";
             (choice, if wide { WIDE_SPILLS } else { 0 })

@@ -41,12 +41,14 @@ pub(crate) enum Loads {
 
 /// The kernel for a problem, if there is one.
 ///
-/// In batch-invariant mode the shape depends on the problem and the page size alone; boxes and rows
-/// bring the same numbers to the same places, so the page size changes no bit.
+/// In batch-invariant mode the shape depends on the problem, the page size and the device alone; boxes and
+/// rows bring the same numbers to the same places, and what `fast_memory` changes is when they are multiplied,
+/// so neither changes a bit.
 pub(crate) fn choose(
     problem: &Problem,
     capacity: &Extent,
     page_size: usize,
+    fast_memory: bool,
 ) -> Option<(Choice, Items, Loads)> {
     let widths = Widths::of(problem.geometry());
     let multiple = |width: usize| width.is_multiple_of(BLOCK_COLUMNS);
@@ -56,7 +58,7 @@ pub(crate) fn choose(
     let queries = if problem.is_batch_invariant() { 1 } else { capacity.max_q_len.max(1) };
     let rows = problem.geometry().group().saturating_mul(queries);
     if widths.tied {
-        choose_tied(problem, &widths, rows, page_size)
+        choose_tied(problem, &widths, rows, page_size, fast_memory)
     } else {
         choose_separate(problem, &widths, rows, page_size)
     }
@@ -67,6 +69,7 @@ fn choose_tied(
     widths: &Widths,
     rows: usize,
     page_size: usize,
+    fast_memory: bool,
 ) -> Option<(Choice, Items, Loads)> {
     let &Widths { r, s, .. } = widths;
     if ![64, 128, 256, 512].contains(&s) {
@@ -74,7 +77,7 @@ fn choose_tied(
     }
     let heads = problem.geometry().heads();
     let narrow = s <= 128 && heads.is_multiple_of(HEADS) && problem.geometry().group() <= 16;
-    let (kernel, items, tokens, shape) = if narrow {
+    let (kernel, items, tokens, mut shape) = if narrow {
         let item = if rows <= 16 { 16 } else { 32 };
         let shape = vec![("GA_HEADS", HEADS), ("GA_ROWS", item), ("GA_TOKENS", HEADS_TOKENS)];
         ("tied_heads_sm90", Items { rows: item, heads: HEADS }, HEADS_TOKENS, shape)
@@ -90,6 +93,9 @@ fn choose_tied(
     let rope = (r > 0).then_some(Box { tokens, blocks: r / BLOCK_COLUMNS, heads: 1 });
     let boxes = page_size.is_multiple_of(tokens);
     let loads = if boxes { Loads::Boxes { state, rope } } else { Loads::Rows };
+    if kernel == "tied_sm90" {
+        shape.push(("GA_AHEAD", usize::from(fast_memory && boxes && items.rows == 64)));
+    }
     Some((compiled(kernel, problem, widths, shape, loads), items, loads))
 }
 
@@ -203,7 +209,7 @@ mod tests {
         let problem = Problem::new(geometry, Dtype::Bf16, 1.0).unwrap();
         let capacity =
             Extent { sequences: 1, total_q: q_len, max_q_len: q_len, max_kv_len: 9, writes: 0 };
-        choose(&problem, &capacity, page_size).map(|found| found.0.instance.to_string())
+        choose(&problem, &capacity, page_size, false).map(|found| found.0.instance.to_string())
     }
 
     #[test]
@@ -211,9 +217,11 @@ mod tests {
         let gla = Geometry::gla(128, 2, 256, 64).unwrap();
         assert_eq!(
             chosen(gla, 1, 64).unwrap(),
-            "tied_sm90 GA_N=256 GA_R=64 GA_S=256 GA_ROWS=64 GA_BF16=1 GA_BOXES=1"
+            "tied_sm90 GA_N=256 GA_R=64 GA_S=256 GA_ROWS=64 GA_AHEAD=0 GA_BF16=1 GA_BOXES=1"
         );
-        assert!(chosen(gla, 2, 16).unwrap().contains("GA_ROWS=128 GA_BF16=1 GA_BOXES=0"));
+        assert!(
+            chosen(gla, 2, 16).unwrap().contains("GA_ROWS=128 GA_AHEAD=0 GA_BF16=1 GA_BOXES=0")
+        );
         let mla = Geometry::mla(128, 512, 64).unwrap();
         assert!(chosen(mla, 1, 64).unwrap().starts_with("tied_wide_sm90 "));
         let gta = Geometry::gta(128, 8, 128).unwrap();
@@ -222,6 +230,23 @@ mod tests {
             "tied_heads_sm90 GA_N=64 GA_R=64 GA_S=128 GA_HEADS=8 GA_ROWS=16 GA_TOKENS=16 \
              GA_BF16=1 GA_BOXES=1"
         );
+    }
+
+    /// Only one group of consumers, whose tiles come in boxes, goes ahead.
+    #[test]
+    fn fast_memory_changes_one_shape() {
+        let gla = Geometry::gla(128, 2, 256, 64).unwrap();
+        let problem = Problem::new(gla, Dtype::Bf16, 1.0).unwrap();
+        for (q_len, page_size, ahead) in [(1, 64, true), (1, 16, false), (2, 64, false)] {
+            let capacity =
+                Extent { sequences: 1, total_q: q_len, max_q_len: q_len, max_kv_len: 9, writes: 0 };
+            let [slow, fast] = [false, true].map(|fast_memory| {
+                let (choice, ..) = choose(&problem, &capacity, page_size, fast_memory).unwrap();
+                choice.instance.to_string()
+            });
+            assert!(slow.contains("GA_AHEAD=0"));
+            assert_eq!(fast == slow.replace("GA_AHEAD=0", "GA_AHEAD=1"), ahead, "{fast}");
+        }
     }
 
     #[test]

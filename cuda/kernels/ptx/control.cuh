@@ -23,6 +23,18 @@ __device__ __forceinline__ u32 opaque(u32 value) {
   return value;
 }
 
+// What is computed into `x` is computed before whatever waits behind this: ptxas knows no wait that computing
+// could fill, and moves it to where it is used. By a trap that depends on it: `x` is not below zero, or NaN.
+__device__ __forceinline__ void known(float x) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.lt.f32 p, %0, 0f00000000;\n"
+      "@p trap;\n"
+      "}\n" ::"f"(x)
+      : "memory");
+}
+
 // bar.sync over `threads` threads (a multiple of 32).
 __device__ __forceinline__ void named_barrier_sync(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
