@@ -73,8 +73,8 @@ struct Traits {
 
   static constexpr bool TURNS = CONSUMER_GROUPS == 2;
   // S(j + 1) before O(j), and P(j + 1) under O(j).
-  // PERF: GLA at q_len 1 on an H200 306.9 -> 296.6 us, 64 ragged sequences 247.3 -> 239.2; by clock stamps
-  // 1940 cycles a tile instead of 2050, of which memory leaves it 1900. An H100's leaves 2900.
+  // PERF: GLA at q_len 1 on an H200 306.2 -> 295.4 us, 64 ragged sequences 246.5 -> 238.5. A tile takes one group
+  // 1900 cycles and more; an H200's memory brings one in 1730, an H100's in 2770.
   static constexpr bool AHEAD = GA_AHEAD;
 
   static constexpr i32 SHARED_LIMIT = 227 * 1024;
@@ -85,7 +85,7 @@ struct Traits {
   // queues before the memory: GLA at q_len 1, three stages / four: 423 / 427 us, its half 242.9 /
   // 244.1, B 1 36.7 / 37.8; two stages 459, 256, 38.6. Two groups hold a stage for longer: half at
   // q_len 2 254.2 / 252.4, GLA 455 / 444.
-  // AHEAD holds a stage for longer too, for faster memory: 316.8 with three, 309.5 with four.
+  // AHEAD holds a stage for longer too, on an H200: GLA at q_len 1 316.8 with three, 309.5 with four.
   static constexpr i32 IN_FLIGHT_BYTES = (AHEAD ? 160 : 120) * 1024;
   static constexpr i32 USEFUL = CONSUMER_GROUPS == 1 ? IN_FLIGHT_BYTES / STAGE_BYTES : 8;
   static constexpr i32 STAGES = FIT < USEFUL ? FIT : USEFUL;
