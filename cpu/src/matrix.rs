@@ -319,7 +319,9 @@ impl Block<'_> {
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
         let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
+        self.tiles.keep_awake();
         self.ahead(head).into_iter().for_each(|strip| strip.touch(self.lanes));
+        self.tiles.keep_awake();
         let fresh = (self.fresh && head == 0).then_some(strips);
         if !keep && let Some(values) = self.in_place(value_strip) {
             let p = &mut probabilities[..1 + steps * SPREAD];
@@ -377,7 +379,7 @@ impl Block<'_> {
         let values = &mut values[..steps * COLUMN_TILES];
         let columns = if keep { 0 } else { shared.padded.value };
         for column in (0..columns).step_by(COLUMNS) {
-            pack_values(value_strip, column, values, (self.lanes, &mut ahead));
+            pack_values(value_strip, column, values, (self.tiles, self.lanes, &mut ahead));
             let product = Product { tiles: self.tiles, probabilities, values, column };
             for (row_tile, sums) in sums.chunks_exact_mut(ROWS * stride).enumerate() {
                 product.add(row_tile, sums, (self.lanes, &mut ahead));
@@ -410,6 +412,9 @@ impl Block<'_> {
         let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
         let scale = shared.scale_log2;
         columns.push(height, scores, seen, scale, false, (true, &mut p[1..]), sums, |half| {
+            if half.is_multiple_of(2) {
+                self.tiles.keep_awake();
+            }
             beside.weights(lanes, half);
         });
         values.add(self.tiles, p, sums, (lanes, beside));

@@ -2,7 +2,7 @@
 //! in pairs of positions.
 
 use crate::ahead::Ahead;
-use crate::amx::{DEPTH, ROWS, Tile};
+use crate::amx::{DEPTH, ROWS, Tile, Tiles};
 use crate::lanes::Avx512;
 use crate::strip::Strip;
 use half::bf16;
@@ -85,12 +85,15 @@ pub(crate) fn pack_values(
     strip: Strip<'_, bf16>,
     column: usize,
     out: &mut [Tile<u32>],
-    (lanes, ahead): (Avx512, &mut Ahead<'_>),
+    (unit, lanes, ahead): (&Tiles, Avx512, &mut Ahead<'_>),
 ) {
     let whole = column + COLUMNS <= strip.width();
     for (step, tiles) in out.as_chunks_mut::<COLUMN_TILES>().0.iter_mut().enumerate() {
         let first = step * DEPTH;
         let asked = ahead.asked(lanes, ROWS);
+        if step % 4 == 3 {
+            unit.keep_awake();
+        }
         if whole && first + DEPTH <= strip.len() {
             for i in 0..ROWS {
                 let [a, b] = [0, 1].map(|k| {

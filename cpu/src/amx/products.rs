@@ -45,6 +45,24 @@ macro_rules! ask_16 {
     };
 }
 
+/// Stores a tile's rows over each other where a result goes that is stored later, with every second, or every eighth, of
+/// the counted steps: see [`Tiles::keep_awake`].
+macro_rules! keep_awake {
+    ($jump:literal, $bits:literal, $to:literal, $tile:literal) => {
+        concat!(
+            "test {n:e}, ",
+            $bits,
+            "\n",
+            $jump,
+            " 9f\ntilestored [{",
+            $to,
+            "}], ",
+            $tile,
+            "\n9:\n"
+        )
+    };
+}
+
 /// Four products of [`scores_2x2`], and the way to the next.
 macro_rules! products_2x2 {
     () => {
@@ -52,6 +70,7 @@ macro_rules! products_2x2 {
             "tileloaddt1 tmm4, [{a0} + {s}*1]\n",
             "tileloadd tmm6, [{b0} + {t}*1]\n",
             "tileloadd tmm7, [{b1} + {t}*1]\n",
+            keep_awake!("jnz", "7", "k", "tmm6"),
             ask!(),
             "tdpbf16ps tmm0, tmm4, tmm6\n",
             "tileloaddt1 tmm5, [{a1} + {s}*1]\n",
@@ -119,6 +138,7 @@ macro_rules! products_4x2 {
         concat!(
             "tileloadd tmm6, [{b} + {t}*1]\n",
             "tileloadd tmm7, [{b} + {t}*1 + 1024]\n",
+            keep_awake!("jz", "1", "c", "tmm6"),
             products_of_pair!($ask, "a0", "tmm0"),
             products_of_pair!($ask, "a1", "tmm1"),
             products_of_pair!($ask, "a2", "tmm2"),
@@ -341,6 +361,7 @@ pub(crate) unsafe fn scores_2x2(
             "tilestored [{a1} + {t}*1], tmm3",
             p = in(reg) pieces.as_ptr(),
             c = in(reg) out.as_ptr(),
+            k = in(reg) out[0][0],
             t = in(reg) TILE_STRIDE,
             f = inout(reg) asked.start => _,
             g = in(reg) asked.bytes / Asked::TWO_TILES,
@@ -583,6 +604,7 @@ pub(crate) unsafe fn values_in_place(
                 "mov {f}, [{v} + 8]",
                 "add {b}, {o}",
                 products_in_place!($ask, "", " - 2"),
+                keep_awake!("jz", "1", "c", "tmm6"),
                 "add {b}, {w}",
                 products_in_place!($ask, " + 1024", " + 1022"),
                 "add {a}, 2048", "add {v}, 16",
@@ -654,6 +676,7 @@ pub(crate) unsafe fn values_few(
                 "add {b}, {o}",
                 "tileloadd tmm4, [{a} + {t}*1]",
                 $products!($ask, "tmm4"),
+                keep_awake!("jz", "1", "c", "tmm4"),
                 "add {b}, {w}",
                 "tileloadd tmm5, [{a} + {t}*1 + 1024]",
                 $products!($ask, "tmm5"),
