@@ -29,7 +29,7 @@ const TILE_STRIDE: usize = 64;
 /// A cache line that is written and never read, see [`Tiles::keep_awake`].
 #[derive(Debug)]
 #[repr(align(64))]
-struct Line([u8; 64]);
+struct Line(UnsafeCell<[u8; 64]>);
 
 /// Proof that the processor has AMX with bf16 and AVX-512 with bf16, and that the system lets this
 /// process use them.
@@ -47,7 +47,7 @@ impl Amx {
     pub(crate) fn tiles(self) -> Tiles {
         let tiles = Tiles {
             shape: Cell::new(Shape::Whole),
-            line: UnsafeCell::new(Line([0; 64])),
+            line: Line(UnsafeCell::new([0; 64])),
             _thread: PhantomData,
         };
         tiles.configure(Shape::Whole);
@@ -137,7 +137,7 @@ impl Config {
 #[derive(Debug)]
 pub(crate) struct Tiles {
     shape: Cell<Shape>,
-    line: UnsafeCell<Line>,
+    line: Line,
     /// Tiles belong to a thread: neither Send nor Sync.
     _thread: PhantomData<*const ()>,
 }
@@ -161,11 +161,11 @@ impl Tiles {
     ///
     /// Long loops of products store one tile in between for the same reason. Its rows are all one line (a stride of 0).
     ///
-    /// PERF: without any of it and with, two threads of a Xeon, L 8192, `q_len` 1 and 4, medians of three rounds in turn, us. B 8:
-    /// GQA 10546, 10184 and 11984, 10826; GTA 6380, 6306 and 7635, 7484; MLA with 16 heads 4221, 4072 and 7146, 6553; GLA-2
-    /// with 16 heads 4018, 3853 and 5892, 5204, with 128 7059, 6500 and 21355, 20034; MLA with 128 heads 10601, 9820. B 1: GQA at
-    /// 4 1505, 1417; GTA 804, 790 and 991, 992; GLA-2 with 128 heads 890, 895. Called while many rows are weighed as well:
-    /// GLA-2 with 128 heads, B 1, 870 instead of 869, MLA 1311 instead of 1276.
+    /// PERF: without any of it and with, two threads of a Xeon, L 8192, B 8, `q_len` 1 and 4, medians of three rounds in turn, us:
+    /// GQA 10546, 10184 and 11984, 10826; GTA 6380, 6306 and 7635, 7484; MLA with 16 heads 4221, 4072 and 7304, 6592; GLA-2
+    /// with 16 heads 4018, 3853 and 5939, 5193. Called while many rows are weighed as well, at B 1: GLA-2 with 128 heads 870
+    /// instead of 869, MLA 1311 instead of 1276. Between the heads of many rows, and at the start of each call of
+    /// [`scores_2x2`]: GLA-2 with 128 heads at `q_len` 2 11472 instead of 10444, 11039 without any.
     #[inline(always)]
     pub(crate) fn keep_awake(&self) {
         // SAFETY: there is a guard, so tiles are configured, and in each shape these three fit each other. No tile keeps
@@ -175,7 +175,7 @@ impl Tiles {
             asm!(
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tilestored [{}], tmm4",
-                in(reg) self.line.get(),
+                in(reg) self.line.0.get(),
                 out("tmm0") _,
                 options(nostack, preserves_flags),
             );

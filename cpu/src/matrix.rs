@@ -319,9 +319,15 @@ impl Block<'_> {
         // 0 times infinity is NaN: values that some rows do not see must not meet them.
         let keep = self.clear < self.count && !finite(value_strip.after(self.clear));
         let keys = Keys::new(strips, shared.steps.page_size, shared.padded, keys.as_mut_slice());
-        self.tiles.keep_awake();
+        // With more rows so little of the time is spent here that it gains nothing.
+        let keep_awake = || {
+            if self.in_place.is_some() {
+                self.tiles.keep_awake();
+            }
+        };
+        keep_awake();
         self.ahead(head).into_iter().for_each(|strip| strip.touch(self.lanes));
-        self.tiles.keep_awake();
+        keep_awake();
         let fresh = (self.fresh && head == 0).then_some(strips);
         if !keep && let Some(values) = self.in_place(value_strip) {
             let p = &mut probabilities[..1 + steps * SPREAD];
