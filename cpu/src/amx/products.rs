@@ -45,8 +45,8 @@ macro_rules! ask_16 {
     };
 }
 
-/// Stores a tile's rows over each other where a result goes that is stored later, with every second, or every eighth, of
-/// the counted steps: see [`Tiles::keep_awake`].
+/// Stores a tile's rows over each other where a result goes that is stored later, for what [`Tiles::keep_awake`] says: with
+/// steps whose count, which runs down to 1, is odd (`jz`, 1) or a multiple of eight (`jnz`, 7).
 macro_rules! keep_awake {
     ($jump:literal, $bits:literal, $to:literal, $tile:literal) => {
         concat!(
