@@ -49,7 +49,9 @@ pub struct Generation {
 /// A draft of up to `speculate` bytes is checked together with the last certain byte in one step of
 /// several queries. Each byte is drawn from the logits before it, in order, exactly as without
 /// drafts; the draft is accepted as far as it agrees, and the rest is truncated from the caches. So
-/// the text is the same for any `speculate`, sampling included.
+/// the text is the same for any `speculate`, sampling included, if the engine gives a row the same bits whatever stands
+/// beside it; if it adds up in another order then, up to the first choice that is closer than that rounding, see
+/// [`Generation::margin`].
 ///
 /// # Errors
 /// A failing engine. An empty prompt is continued from a newline.
