@@ -1,174 +1,229 @@
-//! What the matrix kernel asks of memory while it computes: the rows of the next head or block.
+//! What the matrix kernel asks of memory while it computes: the rows of the next head or block, of sixteen pages in turn.
 //!
-//! Its products read what is in the second-level cache, so everything should be there when its turn
-//! comes. The lines are asked for evenly, since a core has room for few requests and waits where
-//! there are more: in step with the work, whose unit is the product of two tiles.
-//!
-//! Where there is one tile of rows products are few and memory sets the pace: what is asked for is counted out for
-//! each 64 positions beforehand.
+//! A core has a few places for lines on their way to its first-level cache. A line that is asked for takes one until
+//! it has come, as long as memory takes, even if it is asked to the second-level cache only; and tiles that are loaded from
+//! there need the same places. What the prefetcher of the second-level cache fetches by itself takes none. It goes ahead of
+//! lines that are asked for in a page, a little; so where one page is asked for after the other each line is met
+//! on its way, and where sixteen take turns it has come, and to ask for it costs next to nothing.
 
-use crate::amx::Asked;
-use crate::lanes::Avx512;
-use crate::schedule::BLOCK;
+use crate::amx::{Asked, ask};
+use crate::buffer::PAGE;
+use crate::plan::Padded;
+use crate::schedule::{BLOCK, MATRIX_BLOCK};
 use crate::strip::{LINE, Strip};
 use half::bf16;
-use std::ops::Range;
 
-/// Rows to ask for.
+/// Two neighbouring lines, which are asked for together.
+const PAIR: usize = 2 * LINE;
+
+/// Pages that take turns.
+///
+/// PERF: a loop of its own, in which each 1 KiB is a tile that is loaded for 1, 8 or 12 products (26, 141 and 210 ns for a
+/// page), runs of four pages in random order, ns a page: one after the other 308, 375, 425; 2 in turn 297, 333, 364; 4 291,
+/// 316, 345; 8 262, 286, 305; 16 255, 286, 304. On another hour 16 and 32 298, 324, 360 and 320, 361, 408; 64, which is more
+/// than it follows, 444, 540, 717. Two lines of each in turn as one, four 0 to 12 % more; halves of pages 10 % more; pages
+/// in turn, but their lines in any order, 20 %. The engine, B 8, us: 4, 8, 16 pages 6822, 6680, 6281 for GTA at `q_len` 4;
+/// 3902, 3755, 3592 for MLA with 16 heads.
+const TURNS: usize = 16;
+
+/// Pairs of lines to ask for with the work that a block is.
 #[derive(Debug)]
 pub(crate) struct Ahead<'a> {
-    strips: [Strip<'a, bf16>; 3],
-    /// Strip and row that come next.
-    next: (usize, usize),
-    /// Bytes to ask for with what takes as long as a product, and as many as one can ask for.
+    /// Where those begin that are left.
+    pairs: &'a [usize],
+    /// Pairs that fall to a unit of work, and those that are due, in parts of [`WHOLE`]; less those that were asked
+    /// for before their time.
     rate: usize,
-    most: usize,
-    /// Bytes that are due, less those that were asked for before their time, a row being asked for as a whole.
     due: isize,
 }
 
-/// How much work a block is, in products of tiles.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Work {
-    /// Products themselves.
-    pub(crate) products: usize,
-    /// What takes as long as so many.
-    pub(crate) others: usize,
-    /// Lines that a product can ask for.
-    pub(crate) most: usize,
-}
+const WHOLE: usize = 1 << 10;
 
 impl<'a> Ahead<'a> {
-    pub(crate) fn new(strips: [Strip<'a, bf16>; 3], work: Work) -> Ahead<'a> {
-        let strips = strips.map(|strip| if strip.lines() == 0 { strip.none() } else { strip });
-        let lines: usize = strips.iter().map(|strip| strip.len() * strip.lines()).sum();
-        let rate = (lines * LINE).div_ceil(work.products + work.others);
-        Ahead { strips, next: (0, 0), rate, most: work.most * LINE, due: 0 }
+    /// All of them, spread over so much work, which may be counted in anything.
+    pub(crate) fn new(pairs: &'a [usize], work: usize) -> Ahead<'a> {
+        Ahead { pairs, rate: (pairs.len() * WHOLE).div_ceil(work), due: 0 }
     }
 
-    /// What is to be asked for with work that takes as long as `products` products: a run of rows, or, where
-    /// rows do not follow each other, nothing, since they are asked for at once.
-    ///
-    /// PERF: one thread of a Xeon, L 8192, best of 40 calls, one after the other on the same processor, lines
-    /// counted one by one while values are packed and scores weighed, and runs of rows, us: GLA-2 with 128 heads
-    /// 1896, 1848; MLA with 128 heads 2579, 2517, with 16 heads 873, 845; GLA-2 with 16 heads at `q_len` 4 1344,
-    /// 1321; GQA at `q_len` 4 2937, 2698. Every second line, for the processor to fetch the other: GLA-2 with 128
-    /// heads 1969 instead of 1920.
+    /// What is to be asked for with so much work, which is so many products, a multiple of four.
     #[inline]
-    pub(crate) fn asked(&mut self, lanes: Avx512, products: usize) -> Asked {
-        // Where its share is more than a product can ask for, the rest is left: in bursts it would be late.
-        let most = (products * self.most).cast_signed();
-        self.due = (self.due + (products * self.rate).cast_signed()).min(most);
-        let Some((strip, row)) = self.row() else {
+    pub(crate) fn with_products(&mut self, work: usize, products: usize) -> Asked<'a> {
+        let pairs = self.due(work);
+        if pairs == 0 {
             return Asked::NOTHING;
-        };
-        if let Some((rows, run)) = strip.run(row, self.due.unsigned_abs()) {
-            self.take(strip, rows);
-            let [start, end] = [run.start, run.end].map(<*const bf16>::cast::<u8>);
-            return Asked::lines(start, (end.addr() - start.addr()).div_ceil(products));
         }
-        while let Some((strip, row)) = self.row() {
-            strip.prefetch(lanes, row);
-            self.take(strip, 1);
-        }
-        Asked::NOTHING
+        let (asked, rest) = Asked::split(self.pairs, pairs, products / 4);
+        self.take(self.pairs.len() - rest.len());
+        asked
     }
 
-    /// The row that comes next, and its strip, if any is left and anything due.
+    /// Asks for what falls to so much work at once.
     #[inline]
-    fn row(&mut self) -> Option<(Strip<'a, bf16>, usize)> {
-        let (strip, row) = &mut self.next;
-        while *strip < self.strips.len() && *row == self.strips[*strip].len() {
-            (*strip, *row) = (*strip + 1, 0);
-        }
-        let strip = self.strips.get(*strip).copied()?;
-        (self.due > 0).then_some((strip, *row))
+    pub(crate) fn ask(&mut self, work: usize) {
+        let pairs = self.due(work).min(self.pairs.len());
+        self.pairs[..pairs].iter().for_each(|pair| ask(*pair));
+        self.take(pairs);
     }
 
-    fn take(&mut self, strip: Strip<'a, bf16>, rows: usize) {
-        self.next.1 += rows;
-        self.due -= (rows * strip.lines() * LINE).cast_signed();
+    /// Pairs that are due after so much more work.
+    #[inline]
+    fn due(&mut self, work: usize) -> usize {
+        self.due += (work * self.rate).cast_signed();
+        self.due.max(0).unsigned_abs() / WHOLE
+    }
+
+    #[inline]
+    fn take(&mut self, pairs: usize) {
+        self.pairs = &self.pairs[pairs..];
+        self.due -= (pairs * WHOLE).cast_signed();
     }
 }
 
-/// What the next head reads of the positions that this one is at, for one tile of rows.
-///
-/// Keys of 64 positions are asked for with the scores of 64 and while they are weighed, values with the products of
-/// values; states, which are both, with all three.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Beside<'a> {
-    /// Keys, or states.
-    pub(crate) first: Strip<'a, bf16>,
-    /// Values where they are not states.
-    pub(crate) values: Option<Strip<'a, bf16>>,
-    /// Rope keys of the next block.
-    pub(crate) rope: Strip<'a, bf16>,
+/// Pages, or shorter runs of memory, that take turns.
+#[derive(Debug, Default)]
+struct Runs {
+    /// Where each begins.
+    starts: [usize; TURNS],
+    /// Pairs of each, one of which may begin in it and end behind it.
+    pairs: [usize; TURNS],
+    count: usize,
 }
 
-impl Beside<'_> {
-    /// Rows of 64 that are asked for with scores, and up to which they are while weighing.
-    ///
-    /// PERF: two threads of a Xeon, B 8, L 8192, medians, us. Separate, 48 and 64 / 32 and 64 / 32 and 48: GQA at `q_len` 1
-    /// 11184 / 11371 / 12121, at 4 13229 / 13115 / 14496. Tied, 0 and 0 / 0 and 8 / 8 and 16 / 16 and 24, two rounds: MLA with
-    /// 16 heads 4561, 4690 / 4399, 4352 / 4291, 4141 / 4504, 4439; GLA-2 with 16 heads 4120, 4275 / 3862, 4067 / 3974, 3909 /
-    /// 3978, 3980; GTA 6849, 7032 / 6893, 7024 / 6762, 6588 / 6994, 7087, at `q_len` 4 9378, 9238 / 8945, 8843 / 9155, 9233 /
-    /// 8984, 8975. On another hour 24 and 32 were 4 % slower for MLA than 16 and 24, 32 and 48 11 %, 32 and 64 29 %.
-    fn shares(&self) -> (usize, usize) {
-        if self.values.is_some() { (48, BLOCK) } else { (8, 16) }
+impl Runs {
+    /// Adds the lines from `start` to `end`, cut where pages end.
+    #[inline]
+    fn push(&mut self, start: usize, end: usize, out: &mut Vec<usize>) {
+        let mut start = start - start % LINE;
+        while start < end {
+            let page = (start + PAGE - start % PAGE).min(end);
+            self.starts[self.count] = start;
+            self.pairs[self.count] = (page - start).div_ceil(PAIR);
+            self.count += 1;
+            if self.count == TURNS {
+                self.write(out);
+            }
+            start = page;
+        }
     }
 
-    /// With the scores of a group of 64 positions, which take so many products.
-    #[inline]
-    pub(crate) fn scores(&self, lanes: Avx512, group: usize, products: usize) -> Asked {
-        let start = group * BLOCK;
-        rows(lanes, self.first, start..start + self.shares().0, products)
-    }
-
-    /// While half of a group is weighed.
-    #[inline]
-    pub(crate) fn weights(&self, lanes: Avx512, half: usize) {
-        let (from, to) = self.shares();
-        let ask = |strip, from: usize, to: usize| {
-            let each = (to - from) / 2;
-            let start = half / 2 * BLOCK + from + half % 2 * each;
-            rows(lanes, strip, start..start + each, 1).with(0..1);
-        };
-        ask(self.first, from, to);
-        ask(self.rope, 0, BLOCK);
-    }
-
-    /// With the products of half of a group's values and some of their columns, of so many parts.
-    #[inline]
-    pub(crate) fn values(
-        &self,
-        lanes: Avx512,
-        half: usize,
-        (part, parts): (usize, usize),
-        products: usize,
-    ) -> Asked {
-        let (strip, from) = match self.values {
-            Some(values) => (values, 0),
-            None => (self.first, self.shares().1),
-        };
-        let each = (BLOCK - from) / 2;
-        let start = half / 2 * BLOCK + from + half % 2 * each;
-        let [first, end] = [part, part + 1].map(|part| start + part * each / parts);
-        rows(lanes, strip, first..end, products)
+    /// Writes down a pair of each in turn.
+    fn write(&mut self, out: &mut Vec<usize>) {
+        let (starts, pairs) = (&self.starts[..self.count], &self.pairs[..self.count]);
+        let shortest = pairs.iter().copied().min().unwrap_or(0);
+        for pair in 0..shortest {
+            out.extend(starts.iter().map(|start| start + pair * PAIR));
+        }
+        for pair in shortest..pairs.iter().copied().max().unwrap_or(0) {
+            let runs = starts.iter().zip(pairs).filter(|(_, pairs)| pair < **pairs);
+            out.extend(runs.map(|(start, _)| start + pair * PAIR));
+        }
+        self.count = 0;
     }
 }
 
-/// Some rows with so many products: a run of them, or, where they do not follow each other, nothing, since they are
-/// asked for at once.
-#[inline]
-fn rows(lanes: Avx512, strip: Strip<'_, bf16>, range: Range<usize>, products: usize) -> Asked {
-    let range = range.start..range.end.min(strip.len());
-    if range.is_empty() {
-        return Asked::NOTHING;
+/// Room for what [`pairs`] writes of one block, whatever its rows.
+pub(crate) fn room(padded: Padded) -> usize {
+    // Of a row alone there is a pair for each two lines begun; of rows that follow each other with a quarter of their
+    // width between them fewer, and those at the ends of pages.
+    let widest = padded.q_stride().max(padded.value);
+    STRIPS * MATRIX_BLOCK * ((widest * size_of::<bf16>()).div_ceil(LINE) + 1)
+}
+
+/// Strips that are read next, at most.
+pub(crate) const STRIPS: usize = 3;
+
+/// Writes down the lines of all rows, in the order in which they are to be asked for.
+pub(crate) fn pairs<'o>(strips: [Strip<'_, bf16>; STRIPS], out: &'o mut Vec<usize>) -> &'o [usize] {
+    out.clear();
+    let mut runs = Runs::default();
+    for strip in strips.into_iter().filter(|strip| strip.width() > 0) {
+        for first in (0..strip.len()).step_by(BLOCK) {
+            let rows = first..(first + BLOCK).min(strip.len());
+            if let Some(run) = strip.run(rows.clone()) {
+                runs.push(run.start.addr(), run.end.addr(), out);
+                continue;
+            }
+            for row in rows {
+                let row = strip.row(row).as_ptr_range();
+                runs.push(row.start.addr(), row.end.addr(), out);
+            }
+        }
     }
-    if let Some(run) = strip.whole_run(range.clone()) {
-        let [start, end] = [run.start, run.end].map(<*const bf16>::cast::<u8>);
-        return Asked::lines(start, (end.addr() - start.addr()).div_ceil(products));
+    runs.write(out);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cells of 20 pages, of which the first begins one.
+    fn cells() -> (Vec<bf16>, usize) {
+        let cells = vec![bf16::ZERO; 21 * PAGE / 2];
+        let skipped = cells.as_ptr().align_offset(PAGE);
+        (cells, skipped)
     }
-    range.for_each(|row| strip.prefetch(lanes, row));
-    Asked::NOTHING
+
+    /// The pairs of a strip, as lines from the first page on.
+    fn lines(cells: &[bf16], offsets: &[usize], width: usize) -> Vec<usize> {
+        let strip = Strip::of(cells, offsets, width);
+        let mut out = Vec::new();
+        pairs([strip, strip.none(), strip.none()], &mut out);
+        out.iter().map(|pair| (pair - cells.as_ptr().addr()) / LINE).collect()
+    }
+
+    #[test]
+    fn pages_of_runs_take_turns() {
+        let (cells, skipped) = cells();
+        let cells = &cells[skipped..];
+        // Two runs of 64 rows of 128 bytes, two pages each, the second before the first.
+        let offsets = [8, 2].map(|page| (0..BLOCK).map(move |j| page * PAGE / 2 + 64 * j));
+        let offsets: Vec<usize> = offsets.into_iter().flatten().collect();
+        let expected: Vec<usize> = (0..32)
+            .flat_map(|pair| [8, 9, 2, 3].map(|page| page * PAGE / LINE + 2 * pair))
+            .collect();
+        assert_eq!(lines(cells, &offsets, 64), expected);
+    }
+
+    #[test]
+    fn every_line_is_asked_for_however_rows_lie() {
+        let (cells, skipped) = cells();
+        let cells = &cells[skipped..];
+        for (first, distance, width) in
+            [(0, 576, 576), (32, 576, 576), (40, 72, 64), (7, 300, 33), (96, 500, 500), (3, 1, 1)]
+        {
+            let offsets: Vec<usize> = (0..100)
+                .map(|j| first + distance * j)
+                .take_while(|at| at + width < cells.len())
+                .collect();
+            let asked = lines(cells, &offsets, width);
+            let mut missing: Vec<usize> = offsets
+                .iter()
+                .flat_map(|at| at * 2 / LINE..=((at + width) * 2 - 1) / LINE)
+                .filter(|line| !asked.iter().any(|pair| (*pair..pair + 2).contains(line)))
+                .collect();
+            missing.dedup();
+            assert_eq!(missing, [0; 0], "{first}, {distance}, {width}");
+            let rows = offsets.len();
+            assert!(asked.len() <= rows * ((width * 2).div_ceil(LINE) + 1), "there is room");
+        }
+    }
+
+    #[test]
+    fn all_pairs_are_asked_for_in_step_with_the_work() {
+        let all: Vec<usize> = (0..90).collect();
+        let mut ahead = Ahead::new(&all, 100);
+        let mut left = || {
+            ahead.with_products(25, 8);
+            ahead.pairs.len()
+        };
+        // Due are 22.5 each time, and with eight products an even number can be.
+        assert_eq!([left(), left(), left(), left()], [68, 44, 22, 0]);
+        let mut ahead = Ahead::new(&all, 100);
+        ahead.ask(50);
+        assert_eq!(ahead.pairs.len(), 45);
+        ahead.ask(1000);
+        assert!(ahead.pairs.is_empty());
+        ahead.ask(1000);
+    }
 }

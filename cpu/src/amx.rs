@@ -1,10 +1,14 @@
-//! Intel AMX on stable Rust: permission, the shapes of tiles, and the [products](products) of attention.
+//! Intel AMX on stable Rust: permission, the shapes of tiles, and the two products of attention, [scores] and [values].
 
-mod products;
+#[macro_use]
+mod asked;
+mod scores;
+mod values;
 
-pub(crate) use products::{
-    Asked, COLUMNS_OF_FEW, Piece, SPREAD, ValueRows, ValueStep, scores_2x2, scores_4x1, values_1x4,
-    values_few, values_in_place,
+pub(crate) use asked::{Asked, ask};
+pub(crate) use scores::{Piece, scores_2x2, scores_4x1};
+pub(crate) use values::{
+    COLUMNS_OF_FEW, SPREAD, ValueRows, values_1x4, values_few, values_in_place,
 };
 
 use std::arch::asm;
@@ -40,7 +44,7 @@ impl Amx {
     /// Asks the processor and, once per process, the system.
     pub(crate) fn detect() -> Result<Amx, &'static str> {
         static FOUND: OnceLock<Result<(), &str>> = OnceLock::new();
-        FOUND.get_or_init(ask).map(Amx)
+        FOUND.get_or_init(permit).map(Amx)
     }
 
     /// Configures the calling thread's tiles, until the guard is dropped.
@@ -218,7 +222,7 @@ pub(crate) fn cpuid(leaf: u32) -> CpuidResult {
     }
 }
 
-fn ask() -> Result<(), &'static str> {
+fn permit() -> Result<(), &'static str> {
     const TILE: u32 = 1 << 24;
     const BF16: u32 = 1 << 22;
     const OSXSAVE: u32 = 1 << 27;

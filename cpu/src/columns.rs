@@ -26,8 +26,11 @@ pub(crate) struct Seen<'a> {
     pub(crate) masks: &'a [u16],
 }
 
-/// Products of tiles that take as long as weighing 32 positions of sixteen rows.
-pub(crate) const WEIGHING: usize = 12;
+/// Vectors of scores that are weighed at a stretch, between two calls for something else.
+pub(crate) const STRETCH: usize = 8;
+
+/// Products of tiles that take as long as weighing such a stretch.
+pub(crate) const WEIGHING: usize = 3;
 
 /// How far scores may exceed the maximum that is kept before it follows them: sums are rescaled
 /// seldom, and a probability stays below 2^8.
@@ -43,7 +46,7 @@ impl Columns {
     /// [`crate::amx::values_in_place`], and sums of few rows are as [`crate::few`] says. Scores are `[positions, height]`,
     /// dense.
     ///
-    /// The probabilities replace `scores` if `keep`. Before each 32 positions `ask` is called.
+    /// The probabilities replace `scores` if `keep`. Before each [`STRETCH`] `meanwhile` is called with its number.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) fn push(
         &mut self,
@@ -54,7 +57,7 @@ impl Columns {
         keep: bool,
         (in_place, out): (bool, &mut [Tile<u32>]),
         sums: &mut [f32],
-        mut ask: impl FnMut(usize),
+        mut meanwhile: impl FnMut(usize),
     ) {
         let scale = _mm512_set1_ps(scale);
         self.repeat(height);
@@ -68,10 +71,12 @@ impl Columns {
         let out = out.chunks_exact_mut(if in_place { SPREAD } else { 1 });
         for (step, (scores, out)) in scores.zip(out).enumerate() {
             let first = step * DEPTH;
-            ask(step);
+            let stretches = scores.len() / STRETCH;
+            let mut meanwhile = |stretch| meanwhile(step * stretches + stretch);
             let added = if first + DEPTH <= seen.clear && !keep {
-                exponents.whole(height, scores, out)
+                exponents.whole(height, scores, out, meanwhile)
             } else {
+                (0..stretches).for_each(&mut meanwhile);
                 let masks = &seen.masks[first..];
                 exponents.partial(height, scores, &masks[..masks.len().min(DEPTH)], out)
             };
@@ -135,9 +140,18 @@ impl Exponents {
     /// Writes the probabilities of 32 positions, and answers their sums.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    fn whole(self, height: Height, scores: &[[f32; ROWS]], out: &mut [Tile<u32>]) -> __m512 {
+    fn whole(
+        self,
+        height: Height,
+        scores: &[[f32; ROWS]],
+        out: &mut [Tile<u32>],
+        mut meanwhile: impl FnMut(usize),
+    ) -> __m512 {
         let mut sum = [_mm512_setzero_ps(); 2];
         let mut weigh = |v: usize, score: &[f32; ROWS]| {
+            if v.is_multiple_of(STRETCH) {
+                meanwhile(v / STRETCH);
+            }
             let p = exp2(u16::MAX, _mm512_fmadd_ps(get(score), self.scale, self.shift));
             sum[v % 2] = _mm512_add_ps(sum[v % 2], p);
             p

@@ -55,21 +55,21 @@ impl<'a> Keys<'a> {
 
     /// Scores of every group against one tile of rows, `[positions, height]`. Keys for which nobody has asked yet
     /// (`fresh`) are asked for some groups ahead; with each 64 positions, which take so many products, what `asked` says.
-    pub(crate) fn score_one(
+    pub(crate) fn score_one<'r>(
         &self,
         (lanes, tiles): (Avx512, &Tiles),
         height: Height,
         queries: &[Tile<u32>],
         scores: &mut [[f32; ROWS]],
         fresh: Option<[Strip<'_, bf16>; 2]>,
-        mut asked: impl FnMut(usize, usize) -> Asked,
+        mut asked: impl FnMut(usize) -> Asked<'r>,
     ) {
         let queries = &queries[..self.depth()];
         let scores = scores[..self.groups * height.rows()].chunks_exact_mut(4 * height.rows());
         for (i, out) in scores.enumerate() {
             let pieces = self.pieces(4 * i, 4);
             ask(lanes, fresh, 4 * (i + 1)..4 * (i + 2));
-            let asked = asked(i, 4 * self.depth());
+            let asked = asked(4 * self.depth());
             let (queries, out) = (queries.as_ptr(), out.as_mut_ptr().cast());
             // SAFETY: `pieces` has checked the keys; the queries are as many tiles as they are deep, and `out` has
             // room for 64 positions.
@@ -79,13 +79,13 @@ impl<'a> Keys<'a> {
 
     /// As [`score_one`](Self::score_one), against two tiles of sixteen rows: `[2, MATRIX_BLOCK, 16]`, and with each 32
     /// positions.
-    pub(crate) fn score_two(
+    pub(crate) fn score_two<'r>(
         &self,
         (lanes, tiles): (Avx512, &Tiles),
         queries: &[Tile<u32>],
         scores: &mut [[f32; ROWS]],
         fresh: Option<[Strip<'_, bf16>; 2]>,
-        mut asked: impl FnMut(usize, usize) -> Asked,
+        mut asked: impl FnMut(usize) -> Asked<'r>,
     ) {
         let depth = self.depth();
         let queries = &queries[..2 * depth];
@@ -95,7 +95,7 @@ impl<'a> Keys<'a> {
         for (i, (first, second)) in first.zip(second.chunks_exact_mut(2 * ROWS)).enumerate() {
             let pieces = self.pieces(2 * i, 2);
             ask(lanes, fresh, 2 * (i + 1)..2 * (i + 2));
-            let asked = asked(i, 4 * depth);
+            let asked = asked(4 * depth);
             let [(a, c), (b, d)] = [first, second].map(|out| {
                 let (one, other) = out.split_at_mut(ROWS);
                 (one.as_mut_ptr().cast(), other.as_mut_ptr().cast())

@@ -11,11 +11,11 @@
 //! its maximum and sum take no step across lanes. What it costs is a transposition of P on the way
 //! to bf16, 16 by 16 words at a time.
 
-use crate::ahead::{Ahead, Beside, Work};
+use crate::ahead::{self, Ahead, STRIPS};
 use crate::amx::{Amx, Asked, DEPTH, Height, ROWS, SPREAD, Tile, Tiles, values_1x4};
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
-use crate::columns::{Columns, Seen, WEIGHING};
+use crate::columns::{Columns, STRETCH, Seen, WEIGHING};
 use crate::few::{self, WIDEST, by_rows, by_units};
 use crate::keys::Keys;
 use crate::lanes::{Avx512, Job, Lanes};
@@ -70,6 +70,13 @@ impl Shared<'_> {
     }
 }
 
+/// How what is asked for is shared out among the scores, the weights and the values of one tile of rows.
+///
+/// PERF: two threads of a Xeon, B 8, L 8192, medians of three rounds of 5 calls, us, (8, 8, 48) / (16, 16, 32) / (20, 12, 32) / (24, 8, 32):
+/// GTA 5510 / 5685 / 5653 / 5497, at `q_len` 4 6595 / 6323 / 6343 / 6472; MLA with 16 heads 3695 / 3637 / 3255 / 3564; GLA-2
+/// with 16 heads 3380 / 3428 / 3373 / 3354. Nothing while weighing 4 to 15 % more.
+const SHARES: [usize; 3] = [20, 12, 32];
+
 /// What one thread needs for a task on the matrix unit.
 #[derive(Debug)]
 pub(crate) struct MatrixScratch {
@@ -86,6 +93,8 @@ pub(crate) struct MatrixScratch {
     keys: Buffer,
     /// Maxima and sums of each row tile.
     columns: Vec<Columns>,
+    /// What is asked for meanwhile, see [`ahead::pairs`].
+    pairs: Vec<usize>,
 }
 
 impl MatrixScratch {
@@ -100,6 +109,7 @@ impl MatrixScratch {
             values: filled(Tile([[0; 16]; ROWS]), STEPS * COLUMN_TILES)?,
             keys: Buffer::zeroed::<bf16>(MATRIX_BLOCK * padded.q_stride())?,
             columns: filled(Columns::EMPTY, row_tiles)?,
+            pairs: with_capacity(ahead::room(padded))?,
         })
     }
 }
@@ -305,7 +315,8 @@ impl Block<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn attend(&self, head: usize, scratch: &mut MatrixScratch, sums: &mut [f32]) {
         let MatrixRun { shared, task, .. } = self.run;
-        let MatrixScratch { queries, scores, probabilities, values, keys, columns } = scratch;
+        let MatrixScratch { queries, scores, probabilities, values, keys, columns, pairs } =
+            scratch;
         let scores = scores.as_mut_slice().as_chunks_mut().0;
         let head_strips = strips(shared.geometry.row(), self.positions, task.heads.start + head);
         let (strips, value_strip) = head_strips;
@@ -326,7 +337,7 @@ impl Block<'_> {
             }
         };
         keep_awake();
-        self.ahead(head).into_iter().for_each(|strip| strip.touch(self.lanes));
+        let pairs = ahead::pairs(self.ahead(head), pairs);
         keep_awake();
         let fresh = (self.fresh && head == 0).then_some(strips);
         if !keep && let Some(values) = self.in_place(value_strip) {
@@ -336,8 +347,8 @@ impl Block<'_> {
                 unreachable!("values in place are of one tile of rows")
             };
             return self.attend_few(
-                head,
                 (keys, fresh, values),
+                pairs,
                 queries,
                 (scores, p),
                 columns,
@@ -350,11 +361,11 @@ impl Block<'_> {
             by_rows(height, sums, scores.as_flattened_mut());
         }
         let lanes = self.lanes;
-        let mut ahead = Ahead::new(self.ahead(head), self.work(row_tiles, depth));
+        let mut ahead = Ahead::new(pairs, self.work(row_tiles, depth));
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
             let queries = &queries[2 * pair * depth..];
             let fresh = fresh.filter(|_| pair == 0);
-            let asked = |_, products| ahead.asked(lanes, products);
+            let asked = |products| ahead.with_products(products, products);
             match columns {
                 [_] => keys.score_one(
                     (lanes, self.tiles),
@@ -375,7 +386,7 @@ impl Block<'_> {
                 let p = (false, &mut probabilities[tile * STEPS..][..steps]);
                 let scale = shared.scale_log2;
                 columns.push(Height::Sixteen, scores, seen, scale, keep, p, sums, |_| {
-                    ahead.asked(lanes, WEIGHING).with(0..WEIGHING);
+                    ahead.ask(WEIGHING);
                 });
                 if keep {
                     accumulate_seen(scores, seen.masks, value_strip, sums);
@@ -385,10 +396,10 @@ impl Block<'_> {
         let values = &mut values[..steps * COLUMN_TILES];
         let columns = if keep { 0 } else { shared.padded.value };
         for column in (0..columns).step_by(COLUMNS) {
-            pack_values(value_strip, column, values, (self.tiles, self.lanes, &mut ahead));
+            pack_values(value_strip, column, values, (self.tiles, &mut ahead));
             let product = Product { tiles: self.tiles, probabilities, values, column };
             for (row_tile, sums) in sums.chunks_exact_mut(ROWS * stride).enumerate() {
-                product.add(row_tile, sums, (self.lanes, &mut ahead));
+                product.add(row_tile, sums, &mut ahead);
             }
         }
         if let Some(height) = few {
@@ -401,8 +412,8 @@ impl Block<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn attend_few(
         &self,
-        head: usize,
         (keys, fresh, values): (Keys<'_>, Option<[Strip<'_, bf16>; 2]>, InPlace<'_>),
+        pairs: &[usize],
         queries: &[Tile<u32>],
         (scores, p): (&mut [[f32; ROWS]], &mut [Tile<u32>]),
         columns: &mut Columns,
@@ -410,20 +421,27 @@ impl Block<'_> {
     ) {
         let MatrixRun { shared, .. } = self.run;
         let height = values.height();
-        let (lanes, beside) = (self.lanes, self.beside(head));
-        keys.score_one((lanes, self.tiles), height, queries, scores, fresh, |group, products| {
-            beside.scores(lanes, group, products)
+        let (steps, rows) = (self.count / DEPTH, height.rows());
+        let [of_scores, of_weights, of_values] = SHARES;
+        let mut ahead = Ahead::new(pairs, SHARES.iter().sum::<usize>() * steps);
+        keys.score_one((self.lanes, self.tiles), height, queries, scores, fresh, |products| {
+            ahead.with_products(of_scores * (BLOCK / DEPTH), products)
         });
         let masks = self.masks(0);
         let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
         let scale = shared.scale_log2;
-        columns.push(height, scores, seen, scale, false, (true, &mut p[1..]), sums, |half| {
-            if half.is_multiple_of(2) {
+        // No divisions in what is called so often.
+        let stretches = DEPTH * rows / ROWS / STRETCH;
+        let (of_stretch, mut sleepy) = (of_weights / stretches, 0);
+        let out = (true, &mut p[1..]);
+        columns.push(height, scores, seen, scale, false, out, sums, |stretch| {
+            if stretch == sleepy {
                 self.tiles.keep_awake();
+                sleepy += stretches * (BLOCK / DEPTH);
             }
-            beside.weights(lanes, half);
+            ahead.ask(of_stretch);
         });
-        values.add(self.tiles, p, sums, (lanes, beside));
+        values.add(self.tiles, p, sums, (&mut ahead, of_values * steps));
     }
 
     /// Values as they lie in the cache, where tiles can be loaded from there and one tile of rows would
@@ -438,16 +456,13 @@ impl Block<'_> {
         Some(InPlace::new(strip, height))
     }
 
-    /// What attending is, for so many tiles of rows with keys of so many tiles.
-    fn work(&self, row_tiles: usize, depth: usize) -> Work {
+    /// What attending is, for so many tiles of rows with keys of so many tiles, in products and what takes as long.
+    fn work(&self, row_tiles: usize, depth: usize) -> usize {
         let steps = self.count.div_ceil(DEPTH);
         let parts = self.run.shared.padded.value.div_ceil(COLUMNS);
-        Work {
-            products: row_tiles * steps * (2 * depth + parts * COLUMN_TILES),
-            // A pair of rows of values takes as long to pack as a product.
-            others: steps * DEPTH / 2 * parts + WEIGHING * row_tiles * steps,
-            most: if row_tiles == 1 { Asked::PACKED } else { Asked::TWO_TILES },
-        }
+        let products = row_tiles * steps * (2 * depth + parts * COLUMN_TILES);
+        // A pair of rows of values takes as long to pack as a product.
+        products + steps * DEPTH / 2 * parts + WEIGHING * DEPTH / STRETCH * row_tiles * steps
     }
 
     /// What the next head reads, or the first of the next block.
@@ -458,20 +473,9 @@ impl Block<'_> {
         strips(shared.geometry.row(), positions, heads.start + next)
     }
 
-    /// That, for one tile of rows. A next block has rope keys of its own.
-    fn beside(&self, head: usize) -> Beside<'_> {
-        let ([keys, rope], values) = self.next(head);
-        let last = head + 1 == self.run.task.heads.len();
-        let rope = if last { rope } else { rope.none() };
-        match self.run.shared.geometry.row() {
-            Row::Separate { .. } => Beside { first: keys, values: Some(values), rope: rope.none() },
-            Row::Tied { .. } => Beside { first: values, values: None, rope },
-        }
-    }
-
     /// What is read next: by the next head, or by the first of the next block, keys and values, or the
     /// rope keys of a new block and states; and a task's first values, which nobody could ask for.
-    fn ahead(&self, head: usize) -> [Strip<'_, bf16>; 3] {
+    fn ahead(&self, head: usize) -> [Strip<'_, bf16>; STRIPS] {
         let MatrixRun { shared, task, .. } = self.run;
         let (row, heads) = (shared.geometry.row(), task.heads.start);
         let last = head + 1 == task.heads.len();

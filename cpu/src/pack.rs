@@ -3,7 +3,6 @@
 
 use crate::ahead::Ahead;
 use crate::amx::{DEPTH, ROWS, Tile, Tiles};
-use crate::lanes::Avx512;
 use crate::strip::Strip;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -85,12 +84,11 @@ pub(crate) fn pack_values(
     strip: Strip<'_, bf16>,
     column: usize,
     out: &mut [Tile<u32>],
-    (unit, lanes, ahead): (&Tiles, Avx512, &mut Ahead<'_>),
+    (unit, ahead): (&Tiles, &mut Ahead<'_>),
 ) {
     let whole = column + COLUMNS <= strip.width();
     for (step, tiles) in out.as_chunks_mut::<COLUMN_TILES>().0.iter_mut().enumerate() {
         let first = step * DEPTH;
-        let asked = ahead.asked(lanes, ROWS);
         if step % 4 == 3 {
             unit.keep_awake();
         }
@@ -101,7 +99,7 @@ pub(crate) fn pack_values(
                     row[column..].first_chunk::<COLUMNS>().expect("whole columns")
                 });
                 if i.is_multiple_of(4) {
-                    asked.with(i..i + 4);
+                    ahead.ask(4);
                 }
                 for (tiles, (a, b)) in
                     tiles.as_chunks_mut().0.iter_mut().zip(chunks(a).iter().zip(chunks(b)))
@@ -114,7 +112,7 @@ pub(crate) fn pack_values(
             }
             continue;
         }
-        asked.with(0..ROWS);
+        ahead.ask(ROWS);
         for i in 0..ROWS {
             let [a, b] = [0, 1].map(|k| {
                 let j = first + 2 * i + k;

@@ -1,12 +1,11 @@
 //! Probabilities times values on the matrix unit: values packed for all rows, some columns at a time,
 //! or as they lie in the cache.
 
-use crate::ahead::{Ahead, Beside};
+use crate::ahead::Ahead;
 use crate::amx::{
-    COLUMNS_OF_FEW, DEPTH, Height, ROWS, SPREAD, Tile, Tiles, ValueRows, ValueStep, values_1x4,
-    values_few, values_in_place,
+    COLUMNS_OF_FEW, DEPTH, Height, ROWS, SPREAD, Tile, Tiles, ValueRows, values_1x4, values_few,
+    values_in_place,
 };
-use crate::lanes::Avx512;
 use crate::matrix::STEPS;
 use crate::pack::{COLUMN_TILES, COLUMNS};
 use crate::strip::Strip;
@@ -26,17 +25,13 @@ pub(crate) struct Product<'a> {
 impl Product<'_> {
     /// Adds the products of one row tile to its sums, `[16, stride]`. Columns past the values, which are zeros,
     /// are added to what stands behind them.
-    pub(crate) fn add(
-        &self,
-        row_tile: usize,
-        sums: &mut [f32],
-        (lanes, ahead): (Avx512, &mut Ahead<'_>),
-    ) {
+    pub(crate) fn add(&self, row_tile: usize, sums: &mut [f32], ahead: &mut Ahead<'_>) {
         let stride = sums.len() / ROWS;
         let steps = self.values.len() / COLUMN_TILES;
         let p = self.probabilities[row_tile * STEPS..][..steps].as_ptr();
         let out = sums[self.column..][..(ROWS - 1) * stride + COLUMNS].as_mut_ptr();
-        let asked = ahead.asked(lanes, COLUMN_TILES * steps);
+        let products = COLUMN_TILES * steps;
+        let asked = ahead.with_products(products, products);
         let (v, stride) = (self.values.as_ptr(), stride * size_of::<f32>());
         // SAFETY: the slices are as long as the tiles that are read and written.
         unsafe { values_1x4(self.tiles, p, v, steps, out, stride, asked) }
@@ -46,7 +41,7 @@ impl Product<'_> {
 /// The values of one head and block as they lie in the cache, by steps of 32 positions.
 pub(crate) struct InPlace<'a> {
     strip: Strip<'a, bf16>,
-    steps: [ValueStep; STEPS],
+    steps: [*const bf16; STEPS],
     /// Bytes from a position to the next.
     stride: usize,
     /// Rows that count.
@@ -58,10 +53,10 @@ impl<'a> InPlace<'a> {
     pub(crate) fn new(strip: Strip<'a, bf16>, height: Height) -> InPlace<'a> {
         // Positions of a page lie at equal distances.
         let stride = strip.place(1).1 - strip.place(0).1;
-        let mut steps = [ValueStep { values: std::ptr::null(), asked: std::ptr::null() }; STEPS];
+        let mut steps = [std::ptr::null(); STEPS];
         for (step, out) in steps[..strip.len() / DEPTH].iter_mut().enumerate() {
             let (cells, start) = strip.place(step * DEPTH);
-            out.values = cells[start..][..(DEPTH - 1) * stride + strip.width()].as_ptr();
+            *out = cells[start..][..(DEPTH - 1) * stride + strip.width()].as_ptr();
         }
         let stride = stride * size_of::<bf16>();
         InPlace { strip, steps, stride, height }
@@ -72,34 +67,28 @@ impl<'a> InPlace<'a> {
     }
 
     /// Adds the products of one tile of rows to its sums, which are those of [`crate::few`] where few count. Of
-    /// `probabilities` the first tile is zeros.
+    /// `probabilities` the first tile is zeros. For what is asked for all of it is so much `work`.
     pub(crate) fn add(
-        mut self,
+        self,
         tiles: &Tiles,
         probabilities: &[Tile<u32>],
         sums: &mut [f32],
-        (lanes, beside): (Avx512, Beside<'_>),
+        (ahead, work): (&mut Ahead<'_>, usize),
     ) {
         let stride = sums.len() / ROWS;
         let (width, height) = (self.strip.width(), self.height);
         let few = height.is_few();
-        let steps = &mut self.steps[..self.strip.len() / DEPTH];
+        let steps = &self.steps[..self.strip.len() / DEPTH];
         // Of the whole slice, since two bytes before the second tile are read too.
         let p = probabilities[..1 + steps.len() * SPREAD].as_ptr().wrapping_add(1);
         let most = if few { COLUMNS_OF_FEW } else { COLUMNS };
-        let parts = width.div_ceil(most);
-        for part in 0..parts {
-            let column = part * most;
+        for column in (0..width).step_by(most) {
             let columns = most.min(width - column);
             // Of even and of odd positions for each tile of values, and where rows are many of even and odd columns.
-            let products = if few { 2 } else { 4 } * columns / DEPTH;
-            let mut bytes = 0;
-            for (half, step) in steps.iter_mut().enumerate() {
-                let asked = beside.values(lanes, half, (part, parts), products);
-                (step.asked, bytes) = (asked.start(), bytes.max(asked.bytes()));
-            }
+            let products = if few { 2 } else { 4 } * columns / DEPTH * steps.len();
+            let asked = ahead.with_products(work * columns / width, products);
             let v =
-                ValueRows { steps, column: column * size_of::<bf16>(), stride: self.stride, bytes };
+                ValueRows { steps, column: column * size_of::<bf16>(), stride: self.stride, asked };
             if few {
                 let out = sums[column * height.rows()..][..columns * height.rows()].as_mut_ptr();
                 // SAFETY: the slices, those that `new` took of the cells too, are as long as the tiles that are read

@@ -4,8 +4,6 @@ use crate::buffer::Element;
 use crate::cache::Part;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::lanes::{Lanes, Unit};
-#[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::schedule::BLOCK;
 use grouped_attention::PageId;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use half::bf16;
@@ -14,9 +12,6 @@ use std::ops::Range;
 
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
-/// Bytes of what is read next of which a line is asked for beforehand.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
-const TOUCHED: usize = 16 << 10;
 
 /// Some positions in one part of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -123,64 +118,16 @@ impl<'a, E: Copy> Strip<'a, E> {
         Strip { offsets: &[], ..self }
     }
 
-    /// How many rows from `j` on follow each other with little between them, of `bytes` bytes about,
-    /// and where they begin and end; nothing where not even two do.
+    /// Where some rows begin and end, if they seem to follow each other with little between them, by where the first and the
+    /// last begin.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline]
-    pub(crate) fn run(&self, j: usize, bytes: usize) -> Option<(usize, Range<*const E>)> {
-        let offsets = &self.offsets[j..];
-        let distance = offsets.get(1)?.checked_sub(offsets[0])?;
-        if distance < self.width || distance > self.width + self.width / 4 {
-            return None;
-        }
-        let most = (bytes / (distance * size_of::<E>())).max(1);
-        let follows = |pair: &&[usize]| pair[0] + distance == pair[1];
-        let rows = 1 + offsets.windows(2).take(most - 1).take_while(follows).count();
-        Some((rows, self.row(j).as_ptr()..self.row(j + rows - 1).as_ptr_range().end))
-    }
-
-    /// Where some rows begin and end, if they [follow](Self::follow) each other.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    #[inline]
-    pub(crate) fn whole_run(&self, rows: Range<usize>) -> Option<Range<*const E>> {
-        let (start, end) = (self.row(rows.start), self.row(rows.end - 1));
-        self.follow(&rows).then_some(start.as_ptr()..end.as_ptr_range().end)
-    }
-
-    /// Whether some rows seem to follow each other with little between them, by where the first and the last begin.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    #[inline]
-    fn follow(&self, rows: &Range<usize>) -> bool {
+    pub(crate) fn run(&self, rows: Range<usize>) -> Option<Range<*const E>> {
         let (first, last) = (self.offsets[rows.start], self.offsets[rows.end - 1]);
         let between = (rows.len() - 1) * self.width;
-        (first + between..=first + between + between / 4).contains(&last)
-    }
-
-    /// Asks for one line of every 16 KiB, all at once.
-    ///
-    /// A processor must look up where a page is before it can ask for a line of it, and goes on with little else meanwhile. So
-    /// lines asked for one run of rows after the other wait for each run's page in turn; here for all of them together.
-    /// PERF: the first line of a page of 4 KiB costs 190 ns, alone or of 8 pages at once, of 32 pages 640. Two threads of a
-    /// Xeon, the matrix kernel, B 8, L 8192, `q_len` 1, four rounds in turn, without and with, us: GQA 10756, 10450, at 4
-    /// 11744, 11567; GTA 6650, 6355, at 4 8661, 8472; MLA with 16 heads 4039, 3982, with 128 9866, 9701; GLA-2 with 16 heads
-    /// 3845, 3715, with 128 6700, 6590. A line of every 4 KiB is 1 to 6 % slower than none; of every 32 KiB MLA with 16
-    /// heads takes 3903 where this took 3898.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    #[inline]
-    pub(crate) fn touch<L: Lanes>(&self, lanes: L) {
-        self.touched().for_each(|cell| lanes.prefetch(self.cells, cell));
-    }
-
-    /// Cells of every 16 KiB of each 64 rows that follow each other.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    #[inline]
-    fn touched(&self) -> impl Iterator<Item = usize> {
-        let rows = (0..self.len()).step_by(BLOCK).map(|j| j..(j + BLOCK).min(self.len()));
-        let runs = rows.filter(|rows| self.follow(rows));
-        runs.flat_map(|rows| {
-            let [start, last] = [rows.start, rows.end - 1].map(|j| self.offsets[j] + self.head);
-            (start..last + self.width).step_by(TOUCHED / size_of::<E>())
-        })
+        let follow = (first + between..=first + between + between / 4).contains(&last);
+        let (start, end) = (self.row(rows.start), self.row(rows.end - 1));
+        follow.then_some(start.as_ptr()..end.as_ptr_range().end)
     }
 
     /// Cache lines that a row takes if it begins with one.
@@ -243,43 +190,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_end_where_rows_no_longer_follow() {
+    fn rows_are_a_run_if_little_is_between_them() {
         let cells = [bf16::ZERO; 200];
         // Three rows in a page, two in an earlier one, one in a later one.
         let offsets = [100, 108, 116, 40, 48, 160];
         let strip = Strip { cells: &cells[..], offsets: &offsets, head: 2, width: 8 };
-        let run = |j, bytes| {
-            let (rows, range) = strip.run(j, bytes)?;
+        let run = |strip: Strip<'_, bf16>, rows| {
+            let range = strip.run(rows)?;
             let start = range.start.addr() - cells.as_ptr().addr();
-            Some((rows, start / 2, (range.end.addr() - range.start.addr()) / 2))
+            Some((start / 2, (range.end.addr() - range.start.addr()) / 2))
         };
-        assert_eq!(run(0, 1000), Some((3, 102, 24)));
-        assert_eq!(run(0, 32), Some((2, 102, 16)));
-        assert_eq!(run(0, 1), Some((1, 102, 8)));
-        assert_eq!(run(1, 1000), Some((2, 110, 16)));
-        assert_eq!(run(2, 1000), None, "the next row lies before it");
-        assert_eq!(run(3, 1000), Some((2, 42, 16)));
-        assert_eq!(run(4, 1000), None, "the next row lies far behind it");
-        assert_eq!(run(5, 1000), None, "the last row");
-        // Rows with a little between them are a run, with much they are not.
-        assert!(Strip { width: 7, ..strip }.run(0, 1000).is_some());
-        assert!(Strip { width: 6, ..strip }.run(0, 1000).is_none());
-    }
-
-    #[test]
-    fn every_run_is_touched_where_it_begins_and_every_16_kib_on() {
-        // Rows of 512 bytes: 64 of them, 64 before these, 10 behind, and 64 each in a place of its own.
-        let cells = vec![bf16::ZERO; 256 * 1024];
-        let runs = [(400, 1), (100, 1), (600, 1), (650, 5)].map(|(row, distance)| {
-            (0..BLOCK).map(move |j| 256 * (row + distance * j)).collect::<Vec<_>>()
-        });
-        let touched = |offsets: &[usize]| -> Vec<usize> {
-            Strip { cells: &cells[..], offsets, head: 8, width: 256 }.touched().collect()
-        };
-        let offsets = [&runs[0][..], &runs[1], &runs[2][..10]].concat();
-        let row = |row: usize| row * 256 + 8;
-        assert_eq!(touched(&offsets), [400, 432, 100, 132, 600].map(row));
-        assert_eq!(touched(&runs[3]), [0; 0], "rows that do not follow each other are no run");
-        assert_eq!(touched(&[]), [0; 0]);
+        assert_eq!(run(strip, 0..3), Some((102, 24)));
+        assert_eq!(run(strip, 1..2), Some((110, 8)));
+        assert_eq!(run(strip, 3..5), Some((42, 16)));
+        assert_eq!(run(strip, 2..4), None, "the next row lies before it");
+        assert_eq!(run(strip, 4..6), None, "the next row lies far behind it");
+        assert_eq!(run(Strip { width: 7, ..strip }, 0..3), Some((102, 23)));
+        assert_eq!(run(Strip { width: 6, ..strip }, 0..3), None, "much is between them");
     }
 }
