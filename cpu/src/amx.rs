@@ -5,7 +5,7 @@ mod asked;
 mod scores;
 mod values;
 
-pub(crate) use asked::{Asked, ask};
+pub(crate) use asked::Asked;
 pub(crate) use scores::{Piece, scores_2x2, scores_4x1};
 pub(crate) use values::{
     COLUMNS_OF_FEW, SPREAD, ValueRows, values_1x4, values_few, values_in_place,

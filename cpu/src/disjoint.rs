@@ -26,9 +26,7 @@ impl<'a, T> Disjoint<'a, T> {
     /// Asks for the cache line of an element, if there is one.
     #[inline(always)]
     pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, at: usize) {
-        // SAFETY: nothing is reached by a slice of no elements, whoever writes them; only its address counts.
-        let start: &[T] = unsafe { std::slice::from_raw_parts(self.start, 0) };
-        lanes.prefetch(start, at);
+        lanes.prefetch(self.start.wrapping_add(at).addr());
     }
 
     /// Elements `start..start + len`.

@@ -74,15 +74,15 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// this order takes one shift and one mask, and the order as it lies twice as many operations.
     fn unit_bf16(self, x: &[half::bf16]) -> [Self::F; 2];
 
-    /// Asks for the cache line of `x[at]`, which may lie past the end, to come to the second-level
-    /// cache.
+    /// Asks for the cache line of an address, which may be any, to come to the second-level cache.
     ///
     /// PERF: two cores of a Zen 4, runs of 16 KiB in random order, each line asked for a run ahead
     /// while one is used, GB/s: to the second level 24 to 27, to the first 17 to 19, not at all 15 to
     /// 17, half a run at a time as much as not at all; runs of 128 KiB 25 to 29 any way. A core has
     /// room for few requests of its first-level cache.
-    fn prefetch<T>(self, x: &[T], at: usize);
-    /// As [`prefetch`](Self::prefetch), to the first-level cache: for a line that is used soon.
+    fn prefetch(self, line: usize);
+    /// Asks for the cache line of `x[at]`, which may lie past the end, to come to the first-level cache: for a line that is used
+    /// soon.
     fn prefetch_near<T>(self, x: &[T], at: usize);
 }
 

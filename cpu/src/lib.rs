@@ -6,9 +6,8 @@
 //! (`task`, `softmax`); parts of one sequence are joined in the order of their positions
 //! (`attend`). The arithmetic of a block is written once over vectors (`lanes`, `rows`),
 //! beside kernels for pairs of bf16 (`pairs`) and for the matrix unit (`matrix`). What is read next is asked
-//! for meanwhile (`requests`; by the matrix kernel `ahead`).
+//! for meanwhile (`ahead`).
 
-#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod ahead;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod amx;
@@ -43,7 +42,6 @@ mod plan;
 mod prepared;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod product;
-mod requests;
 mod rows;
 mod schedule;
 mod softmax;

@@ -11,7 +11,7 @@
 //! its maximum and sum take no step across lanes. What it costs is a transposition of P on the way
 //! to bf16, 16 by 16 words at a time.
 
-use crate::ahead::{self, Ahead, STRIPS};
+use crate::ahead::{Ahead, Lines};
 use crate::amx::{Amx, Asked, DEPTH, Height, ROWS, SPREAD, Tile, Tiles, values_1x4};
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
@@ -35,30 +35,27 @@ pub(crate) const STEPS: usize = MATRIX_BLOCK / DEPTH;
 /// Words of 64 positions in a block.
 const WORDS: usize = MATRIX_BLOCK / BLOCK;
 
-/// Products that an element of the cache takes part in from which the matrix unit is faster than AVX-512: one for
-/// each row of a cached head, and two where keys are values. Where values lie as the unit can take them; else it
-/// does more for rows of padding.
-///
-/// PERF: two threads of a Xeon, L 8192, `q_len` 1, AVX-512 and here, medians of two rounds, us. One row, d 128: B 1
-/// 1710, 1563 and 1695, 1543, B 8 11461, 11207 and 11523, 11190; two rows: B 1 1791, 1693 and 1677, 1584, B 8
-/// 11928, 11936 and 11479, 11511; four: B 1 1859, 1815 and 1634, 1583, B 8 12958, 13084 and 11329, 11237.
-const MATRIX_PRODUCTS: usize = 2;
-/// As [`MATRIX_PRODUCTS`], where values must be packed.
-///
-/// PERF: one thread of a Xeon, L 8192, `q_len` 1, 4 rows, AVX-512 and here, best of 40 calls on each of three
-/// processors, us: GTA 2016, 1876, 2839 and 1782, 1744, 1792; GQA 2660, 2623, 2624 and 2760, 2593, 2809.
-const PACKED_PRODUCTS: usize = 8;
-
 impl Shared<'_> {
     /// True if tasks of so many queries run on the matrix unit. Parts of one result must agree, so
     /// nothing but the problem, its pages and the queries may decide it.
     pub(crate) fn on_matrix(&self, queries: usize) -> bool {
-        let products = match self.geometry.row() {
-            Row::Tied { .. } => 2,
-            Row::Separate { .. } => 1,
-        };
-        let least = if self.values_lie_in_tiles() { MATRIX_PRODUCTS } else { PACKED_PRODUCTS };
-        self.steps.row_align > 1 && queries * self.geometry.group() * products >= least
+        self.steps.row_align > 1 && queries * self.geometry.group() >= self.matrix_rows()
+    }
+
+    /// Rows of a cached head from which the matrix unit is faster than AVX-512. Tied keys are values, so it has twice the
+    /// products for an element of the cache; where values must be packed it does more for rows of padding.
+    ///
+    /// PERF: two threads of a Xeon, d 128, L 8192, `q_len` 1, AVX-512 and here, medians of three rounds, us. GTA, one row: B 1 741,
+    /// 696, B 8 5888, 5385; two: 745, 703, 5897, 5365. GQA, two rows: 1158, 1207, 8980, 9409; four: 1164, 1200, 9226, 9384;
+    /// eight: 1431, 1276, 11311, 9696. Packed, one thread, 4 rows, best of 40 calls on each of three processors: GTA 2016, 1876,
+    /// 2839 and 1782, 1744, 1792; GQA 2660, 2623, 2624 and 2760, 2593, 2809.
+    fn matrix_rows(&self) -> usize {
+        match (self.geometry.row(), self.values_lie_in_tiles()) {
+            (Row::Tied { .. }, true) => 1,
+            (Row::Tied { .. }, false) => 4,
+            (Row::Separate { .. }, true) => 5,
+            (Row::Separate { .. }, false) => 8,
+        }
     }
 
     /// True if whole blocks of values lie as tiles do. In batch-invariant mode they are packed all the same, since
@@ -93,8 +90,8 @@ pub(crate) struct MatrixScratch {
     keys: Buffer,
     /// Maxima and sums of each row tile.
     columns: Vec<Columns>,
-    /// What is asked for meanwhile, see [`ahead::pairs`].
-    pairs: Vec<usize>,
+    /// What is asked for meanwhile.
+    lines: Lines,
 }
 
 impl MatrixScratch {
@@ -109,7 +106,7 @@ impl MatrixScratch {
             values: filled(Tile([[0; 16]; ROWS]), STEPS * COLUMN_TILES)?,
             keys: Buffer::zeroed::<bf16>(MATRIX_BLOCK * padded.q_stride())?,
             columns: filled(Columns::EMPTY, row_tiles)?,
-            pairs: with_capacity(ahead::room(padded))?,
+            lines: Lines::new(padded)?,
         })
     }
 }
@@ -315,7 +312,7 @@ impl Block<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     fn attend(&self, head: usize, scratch: &mut MatrixScratch, sums: &mut [f32]) {
         let MatrixRun { shared, task, .. } = self.run;
-        let MatrixScratch { queries, scores, probabilities, values, keys, columns, pairs } =
+        let MatrixScratch { queries, scores, probabilities, values, keys, columns, lines } =
             scratch;
         let scores = scores.as_mut_slice().as_chunks_mut().0;
         let head_strips = strips(shared.geometry.row(), self.positions, task.heads.start + head);
@@ -337,7 +334,7 @@ impl Block<'_> {
             }
         };
         keep_awake();
-        let pairs = ahead::pairs(self.ahead(head), pairs);
+        let pairs = lines.of(self.ahead(head));
         keep_awake();
         let fresh = (self.fresh && head == 0).then_some(strips);
         if !keep && let Some(values) = self.in_place(value_strip) {
@@ -386,7 +383,7 @@ impl Block<'_> {
                 let p = (false, &mut probabilities[tile * STEPS..][..steps]);
                 let scale = shared.scale_log2;
                 columns.push(Height::Sixteen, scores, seen, scale, keep, p, sums, |_| {
-                    ahead.ask(WEIGHING);
+                    ahead.ask(lanes, WEIGHING);
                 });
                 if keep {
                     accumulate_seen(scores, seen.masks, value_strip, sums);
@@ -396,7 +393,7 @@ impl Block<'_> {
         let values = &mut values[..steps * COLUMN_TILES];
         let columns = if keep { 0 } else { shared.padded.value };
         for column in (0..columns).step_by(COLUMNS) {
-            pack_values(value_strip, column, values, (self.tiles, &mut ahead));
+            pack_values(value_strip, column, values, (self.tiles, lanes, &mut ahead));
             let product = Product { tiles: self.tiles, probabilities, values, column };
             for (row_tile, sums) in sums.chunks_exact_mut(ROWS * stride).enumerate() {
                 product.add(row_tile, sums, &mut ahead);
@@ -421,10 +418,10 @@ impl Block<'_> {
     ) {
         let MatrixRun { shared, .. } = self.run;
         let height = values.height();
-        let (steps, rows) = (self.count / DEPTH, height.rows());
+        let (lanes, steps, rows) = (self.lanes, self.count / DEPTH, height.rows());
         let [of_scores, of_weights, of_values] = SHARES;
         let mut ahead = Ahead::new(pairs, SHARES.iter().sum::<usize>() * steps);
-        keys.score_one((self.lanes, self.tiles), height, queries, scores, fresh, |products| {
+        keys.score_one((lanes, self.tiles), height, queries, scores, fresh, |products| {
             ahead.with_products(of_scores * (BLOCK / DEPTH), products)
         });
         let masks = self.masks(0);
@@ -439,7 +436,7 @@ impl Block<'_> {
                 self.tiles.keep_awake();
                 sleepy += stretches * (BLOCK / DEPTH);
             }
-            ahead.ask(of_stretch);
+            ahead.ask(lanes, of_stretch);
         });
         values.add(self.tiles, p, sums, (&mut ahead, of_values * steps));
     }
@@ -475,7 +472,7 @@ impl Block<'_> {
 
     /// What is read next: by the next head, or by the first of the next block, keys and values, or the
     /// rope keys of a new block and states; and a task's first values, which nobody could ask for.
-    fn ahead(&self, head: usize) -> [Strip<'_, bf16>; STRIPS] {
+    fn ahead(&self, head: usize) -> [Strip<'_, bf16>; 3] {
         let MatrixRun { shared, task, .. } = self.run;
         let (row, heads) = (shared.geometry.row(), task.heads.start);
         let last = head + 1 == task.heads.len();

@@ -3,6 +3,7 @@
 
 use crate::ahead::Ahead;
 use crate::amx::{DEPTH, ROWS, Tile, Tiles};
+use crate::lanes::Avx512;
 use crate::strip::Strip;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -84,7 +85,7 @@ pub(crate) fn pack_values(
     strip: Strip<'_, bf16>,
     column: usize,
     out: &mut [Tile<u32>],
-    (unit, ahead): (&Tiles, &mut Ahead<'_>),
+    (unit, lanes, ahead): (&Tiles, Avx512, &mut Ahead<'_>),
 ) {
     let whole = column + COLUMNS <= strip.width();
     for (step, tiles) in out.as_chunks_mut::<COLUMN_TILES>().0.iter_mut().enumerate() {
@@ -99,7 +100,7 @@ pub(crate) fn pack_values(
                     row[column..].first_chunk::<COLUMNS>().expect("whole columns")
                 });
                 if i.is_multiple_of(4) {
-                    ahead.ask(4);
+                    ahead.ask(lanes, 4);
                 }
                 for (tiles, (a, b)) in
                     tiles.as_chunks_mut().0.iter_mut().zip(chunks(a).iter().zip(chunks(b)))
@@ -112,7 +113,7 @@ pub(crate) fn pack_values(
             }
             continue;
         }
-        ahead.ask(ROWS);
+        ahead.ask(lanes, ROWS);
         for i in 0..ROWS {
             let [a, b] = [0, 1].map(|k| {
                 let j = first + 2 * i + k;

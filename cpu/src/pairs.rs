@@ -10,11 +10,12 @@
     reason = "loops over constant extents by index are what keeps arrays of sums in registers"
 )]
 
-use crate::amx::cpuid;
+use crate::ahead::Ahead;
 use crate::lanes::{Avx512, Lanes};
+use crate::machine;
 use crate::pack::{even, load, odd, words};
 use crate::prepared::{Paired, Prepared};
-use crate::requests::Requests;
+
 use crate::rows::Matrix;
 use crate::schedule::BLOCK;
 use crate::strip::Strip;
@@ -54,8 +55,7 @@ impl Pairs {
     /// PERF: GFLOP/s of one core on registers: Zen 4 234 against 117 of f32 multiply-adds; a Xeon with
     /// AMX 100 against 210.
     pub(crate) fn pay() -> bool {
-        let vendor = cpuid(0);
-        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+        machine::is_amd()
     }
 
     /// As [`rows::scores`](crate::rows::scores), of queries as they lie, whose pieces begin at whole
@@ -67,18 +67,18 @@ impl Pairs {
         rows: usize,
         keys: [(Strip<'_, bf16>, usize); 2],
         scores: &mut [f32],
-        requests: &mut Requests<'_, bf16>,
+        ahead: &mut Ahead<'_>,
         prepared: &mut Prepared,
     ) {
         let scores = &mut scores.as_chunks_mut::<BLOCK>().0[..rows];
         if Prepared::turning_pays(rows, &keys) {
-            return prepared.scores(self.0, q, keys.map(|(strip, _)| strip), scores, requests);
+            return prepared.scores(self.0, q, keys.map(|(strip, _)| strip), scores, ahead);
         }
         // Code for partial units takes registers even where it never runs.
         if keys.iter().all(|(strip, _)| strip.width().is_multiple_of(UNIT)) {
-            self.score_all::<false>(q, keys, scores, requests);
+            self.score_all::<false>(q, keys, scores, ahead);
         } else {
-            self.score_all::<true>(q, keys, scores, requests);
+            self.score_all::<true>(q, keys, scores, ahead);
         }
     }
 
@@ -89,7 +89,7 @@ impl Pairs {
         q: Matrix<'_, bf16>,
         keys: [(Strip<'_, bf16>, usize); 2],
         scores: &mut [[f32; BLOCK]],
-        requests: &mut Requests<'_, bf16>,
+        ahead: &mut Ahead<'_>,
     ) {
         let positions = keys[0].0.len();
         for first in (0..positions).step_by(RUN) {
@@ -97,10 +97,10 @@ impl Pairs {
             for (tile, out) in scores.chunks_mut(ROWS).enumerate() {
                 let (q, run) = (q.after(tile * ROWS), run.clone());
                 match out.len() {
-                    1 => self.score_run::<1, TAILS>(q, keys, run, out, requests),
-                    2 => self.score_run::<2, TAILS>(q, keys, run, out, requests),
-                    3 => self.score_run::<3, TAILS>(q, keys, run, out, requests),
-                    _ => self.score_run::<ROWS, TAILS>(q, keys, run, out, requests),
+                    1 => self.score_run::<1, TAILS>(q, keys, run, out, ahead),
+                    2 => self.score_run::<2, TAILS>(q, keys, run, out, ahead),
+                    3 => self.score_run::<3, TAILS>(q, keys, run, out, ahead),
+                    _ => self.score_run::<ROWS, TAILS>(q, keys, run, out, ahead),
                 }
             }
         }
@@ -115,7 +115,7 @@ impl Pairs {
         keys: [(Strip<'_, bf16>, usize); 2],
         run: Range<usize>,
         scores: &mut [[f32; BLOCK]],
-        requests: &mut Requests<'_, bf16>,
+        ahead: &mut Ahead<'_>,
     ) {
         let scores = scores.first_chunk_mut::<R>().expect("as many rows");
         let mut units = 0;
@@ -123,7 +123,7 @@ impl Pairs {
             q.check(R, skip + strip.width());
             units += strip.width().div_ceil(UNIT);
         }
-        let mut share = requests.share(self.0, run.len() * units, run.len().div_ceil(POSITIONS));
+        let mut share = ahead.share(run.len() * units, run.len().div_ceil(POSITIONS));
         let mut j = run.start;
         while j + POSITIONS <= run.end {
             share.ask(self.0);
@@ -233,7 +233,7 @@ impl Pairs {
         values: Strip<'_, bf16>,
         o: &mut [f32],
         o_stride: usize,
-        requests: &mut Requests<'_, bf16>,
+        ahead: &mut Ahead<'_>,
         prepared: &mut Prepared,
     ) {
         let width = values.width();
@@ -241,7 +241,7 @@ impl Pairs {
             let prepared = Prepared::pairing_pays(rows, &values, column)
                 .then(|| prepared.values(values, column));
             for i in (0..rows).step_by(ROWS) {
-                let mut from = Columns { values, column, requests: &mut *requests };
+                let mut from = Columns { values, column, ahead: &mut *ahead };
                 let p = &p[i * BLOCK..];
                 let o = &mut o[i * o_stride + column..];
                 if let Some(prepared) = prepared {
@@ -278,7 +278,7 @@ impl Pairs {
         o: &mut [f32],
         o_stride: usize,
     ) {
-        let Columns { values, column, ref mut requests } = *from;
+        let Columns { values, column, ref mut ahead } = *from;
         let mut sums = self.load_sums::<R, U>(o, o_stride);
         let whole = values.len() / 2;
         assert!(
@@ -301,7 +301,7 @@ impl Pairs {
         };
         for first in (0..whole).step_by(RUN / 2) {
             let run = first..whole.min(first + RUN / 2);
-            let mut share = requests.share(self.0, 2 * U * run.len(), run.len());
+            let mut share = ahead.share(2 * U * run.len(), run.len());
             for j in run {
                 share.ask(self.0);
                 let (a, b) = (units(values.row(2 * j)), units(values.row(2 * j + 1)));
@@ -335,7 +335,7 @@ impl Pairs {
         let mut sums = self.load_sums::<R, 2>(o, o_stride);
         let pairs = from.values.len().div_ceil(2);
         assert!((R - 1) * BLOCK + pairs <= p.len(), "a pair for every two positions");
-        let mut share = from.requests.share(self.0, 2 * 2 * pairs, pairs);
+        let mut share = from.ahead.share(2 * 2 * pairs, pairs);
         for (j, pair) in prepared[..pairs].iter().enumerate() {
             share.ask(self.0);
             let Paired([one, one_odd, other, other_odd]) = pair;
@@ -431,7 +431,7 @@ impl Pairs {
 struct Columns<'r, 'a> {
     values: Strip<'r, bf16>,
     column: usize,
-    requests: &'r mut Requests<'a, bf16>,
+    ahead: &'r mut Ahead<'a>,
 }
 
 /// Adds the products of all pairs to the sums of their lanes.

@@ -1,5 +1,6 @@
 //! The plan of one step: what the schedule reads of it, the schedule, and the workspace.
 
+use crate::ahead::Lines;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
 use crate::kernel::Instructions;
@@ -62,6 +63,8 @@ pub(crate) struct Scratch {
     /// A block in f32, [`dense::Wide`](crate::dense::Wide).
     #[cfg(feature = "faer")]
     pub(crate) wide: Buffer,
+    /// What is asked for meanwhile.
+    pub(crate) lines: Lines,
     /// Where bf16 is multiplied in pairs.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     pub(crate) prepared: Prepared,
@@ -267,6 +270,7 @@ impl Scratch {
             sees: vec![0; bounds.queries * (MATRIX_BLOCK / BLOCK)].into(),
             #[cfg(feature = "faer")]
             wide: Buffer::zeroed::<f32>(crate::dense::Wide::elements(padded))?,
+            lines: Lines::new(padded)?,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             prepared: Prepared::new(padded)?,
             #[cfg(all(target_arch = "x86_64", not(miri)))]

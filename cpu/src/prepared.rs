@@ -1,12 +1,13 @@
 //! What of a block is prepared once, where many rows are multiplied in pairs of bf16 ([`crate::pairs`]): keys
 //! turned, so that a position stands in a lane and nothing is added across lanes, and values side by side.
 
+use crate::ahead::Ahead;
 use crate::amx::Tile;
 use crate::lanes::{Avx512, Lanes};
 use crate::pack::{load, side_by_side, store, transpose, words};
 use crate::pairs::{UNIT, dot, unit_at};
 use crate::plan::{Padded, with_capacity};
-use crate::requests::Requests;
+
 use crate::rows::Matrix;
 use crate::schedule::BLOCK;
 use crate::strip::Strip;
@@ -76,14 +77,12 @@ impl Prepared {
         q: Matrix<'_, bf16>,
         keys: [Strip<'_, bf16>; 2],
         scores: &mut [[f32; BLOCK]],
-        requests: &mut Requests<'_, bf16>,
+        ahead: &mut Ahead<'_>,
     ) {
         for j in (0..keys[0].len()).step_by(VECTORS * LANES) {
             let units = self.turn(keys, j);
             for (group, out) in scores.chunks_mut(ROWS).enumerate() {
-                requests
-                    .share(lanes, VECTORS * LANES * units * out.len().div_ceil(4), 1)
-                    .ask(lanes);
+                ahead.share(VECTORS * LANES * units * out.len().div_ceil(4), 1).ask(lanes);
                 score_tile(lanes, q.after(group * ROWS), &self.keys[..units], j, out);
             }
         }

@@ -8,11 +8,12 @@
     reason = "loops over constant extents by index are what keeps arrays of sums in registers"
 )]
 
+use crate::ahead::{Ahead, Share};
 use crate::lanes::{Lanes, Unit};
-use crate::requests::{Requests, Share};
+
 use crate::strip::Strip;
 
-/// Positions during whose scores one share of the requests is asked for.
+/// Positions during whose scores one share of what is read next is asked for.
 const RUN: usize = 16;
 
 /// Some rows of an array.
@@ -67,13 +68,13 @@ pub(crate) fn scores<L: Lanes, E: Unit>(
     keys: [(Strip<'_, E>, usize); 2],
     scores: &mut [f32],
     stride: usize,
-    requests: &mut Requests<'_, E>,
+    ahead: &mut Ahead<'_>,
 ) {
     // Code for partial units takes registers even where it never runs.
     if keys.iter().any(|(strip, _)| !strip.width().is_multiple_of(L::UNIT)) {
-        score_all::<L, E, true>(lanes, q, rows, keys, scores, stride, requests);
+        score_all::<L, E, true>(lanes, q, rows, keys, scores, stride, ahead);
     } else {
-        score_all::<L, E, false>(lanes, q, rows, keys, scores, stride, requests);
+        score_all::<L, E, false>(lanes, q, rows, keys, scores, stride, ahead);
     }
 }
 
@@ -85,7 +86,7 @@ fn score_all<L: Lanes, E: Unit, const TAILS: bool>(
     keys: [(Strip<'_, E>, usize); 2],
     scores: &mut [f32],
     stride: usize,
-    requests: &mut Requests<'_, E>,
+    ahead: &mut Ahead<'_>,
 ) {
     let (tiles, positions) = (rows.div_ceil(4), keys[0].0.len());
     let units: usize = keys.iter().map(|(strip, _)| strip.width().div_ceil(L::UNIT)).sum();
@@ -93,7 +94,7 @@ fn score_all<L: Lanes, E: Unit, const TAILS: bool>(
     for first in (0..positions).step_by(RUN) {
         let (mut j, end) = (first, positions.min(first + RUN));
         let work = (end - first) * tiles * units;
-        let mut share = requests.share(lanes, work, (end - first).div_ceil(together) * tiles);
+        let mut share = ahead.share(work, (end - first).div_ceil(together) * tiles);
         let share = &mut share;
         while j + together <= end {
             if L::REGISTERS >= 32 {
@@ -118,7 +119,7 @@ fn score_positions<L: Lanes, E: Unit, const T: usize, const TAILS: bool>(
     j: usize,
     scores: &mut [f32],
     stride: usize,
-    share: &mut Share<'_, E>,
+    share: &mut Share<'_>,
 ) {
     let mut i = 0;
     while i < rows {
@@ -218,7 +219,7 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
     values: Strip<'_, E>,
     o: &mut [f32],
     o_stride: usize,
-    requests: &mut Requests<'_, E>,
+    ahead: &mut Ahead<'_>,
 ) {
     // Four rows of four vectors are sixteen registers.
     let wide = L::REGISTERS >= 32 && values.width() >= 2 * L::UNIT;
@@ -231,7 +232,7 @@ pub(crate) fn accumulate<L: Lanes, E: Unit>(
         while i < rows {
             let p = p.after(i);
             let o = &mut o[i * o_stride + column..];
-            let from = Columns { values, column, units, requests: &mut *requests };
+            let from = Columns { values, column, units, ahead: &mut *ahead };
             i += match rows - i {
                 1 => accumulate_rows::<L, E, 1>(lanes, p, from, o, o_stride),
                 2 => accumulate_rows::<L, E, 2>(lanes, p, from, o, o_stride),
@@ -249,7 +250,7 @@ struct Columns<'r, 'a, E> {
     column: usize,
     /// Units from `column` on; the last of a row may be partial if it is the only one.
     units: usize,
-    requests: &'r mut Requests<'a, E>,
+    ahead: &'r mut Ahead<'a>,
 }
 
 /// R rows of sums over some units of values; answers R.
@@ -297,7 +298,7 @@ fn accumulate_tile<L: Lanes, E: Unit, const R: usize, const W: usize>(
     o_stride: usize,
 ) {
     let values = from.values;
-    let mut share = from.requests.share(lanes, from.units * values.len(), values.len());
+    let mut share = from.ahead.share(from.units * values.len(), values.len());
     let mut sums = [[lanes.splat(0.0); W]; R];
     for r in 0..R {
         for w in 0..W {

@@ -7,7 +7,6 @@ use crate::lanes::{Lanes, Unit};
 use grouped_attention::PageId;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use half::bf16;
-#[cfg(all(target_arch = "x86_64", not(miri)))]
 use std::ops::Range;
 
 /// Bytes of a cache line.
@@ -120,7 +119,6 @@ impl<'a, E: Copy> Strip<'a, E> {
 
     /// Where some rows begin and end, if they seem to follow each other with little between them, by where the first and the
     /// last begin.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline]
     pub(crate) fn run(&self, rows: Range<usize>) -> Option<Range<*const E>> {
         let (first, last) = (self.offsets[rows.start], self.offsets[rows.end - 1]);
@@ -130,33 +128,16 @@ impl<'a, E: Copy> Strip<'a, E> {
         follow.then_some(start.as_ptr()..end.as_ptr_range().end)
     }
 
-    /// Cache lines that a row takes if it begins with one.
-    #[inline(always)]
-    pub(crate) fn lines(&self) -> usize {
-        self.width.div_ceil(LINE / size_of::<E>())
-    }
-
     /// Asks for row `j`, if there is one.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline(always)]
     pub(crate) fn prefetch<L: Lanes>(&self, lanes: L, j: usize) {
         if let Some(offset) = self.offsets.get(j) {
-            for line in 0..self.lines() {
-                lanes.prefetch(self.cells, offset + self.head + line * (LINE / size_of::<E>()));
+            let row = self.cells.as_ptr().wrapping_add(offset + self.head).addr();
+            for line in 0..(self.width * size_of::<E>()).div_ceil(LINE) {
+                lanes.prefetch(row + line * LINE);
             }
         }
-    }
-
-    /// Rows from `j` on that lie side by side, or that seem to by where the first and the last of them begin, at most
-    /// `most`: how many, and the cells from the first to the end of the last.
-    pub(crate) fn side_by_side(&self, j: usize, most: usize) -> (usize, &'a [E]) {
-        let offsets = &self.offsets[j..];
-        let mut rows = offsets.len().min(most);
-        while rows > 1 && offsets[rows - 1] != offsets[0] + (rows - 1) * self.width {
-            rows = rows.div_ceil(2);
-        }
-        let start = offsets[0] + self.head;
-        (rows, &self.cells[start..start + rows * self.width])
     }
 
     /// The same rows, where they are bf16.

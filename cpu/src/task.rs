@@ -1,5 +1,6 @@
 //! One task: some rows over one range of positions, block by block.
 
+use crate::ahead::{Ahead, Lines};
 use crate::attend::{Shared, online};
 use crate::buffer::Buffer;
 #[cfg(feature = "faer")]
@@ -10,7 +11,7 @@ use crate::pairs::Pairs;
 use crate::plan::Scratch;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::prepared::Prepared;
-use crate::requests::{Requests, WEIGHING, work};
+
 use crate::rows::{Matrix, accumulate, accumulate_seen, finite, scores, widen_row};
 use crate::schedule::{BLOCK, Task};
 use crate::strip::{Located, Strip};
@@ -40,7 +41,7 @@ impl<E: Unit> Job for TaskRun<'_, E> {
         let pairs = self.pairs.filter(|_| E::DTYPE == Dtype::Bf16);
         let stride = shared.padded.sums_stride();
         let rows = task.heads.len() * shared.head_rows(task.queries.len());
-        let Scratch { sums, offsets, sees, q: packed, scores, .. } = scratch;
+        let Scratch { sums, offsets, sees, q: packed, scores, lines, .. } = scratch;
         #[cfg(feature = "faer")]
         let wide = scratch.wide.as_mut_slice();
         let sums = match task.slot {
@@ -69,6 +70,7 @@ impl<E: Unit> Job for TaskRun<'_, E> {
             scores: scores.as_mut_slice(),
             #[cfg(feature = "faer")]
             wide,
+            lines,
         };
         let mut first = task.positions.start;
         while first < task.positions.end {
@@ -175,6 +177,9 @@ pub(crate) fn strips<'a, E: Unit>(
     ([first.strip(head, one), second.strip(0, two)], values)
 }
 
+/// Work that the weights of a block's row are, beside products.
+const WEIGHING: usize = 8;
+
 /// Up to [`BLOCK`] positions, for all heads of a task.
 struct Block<'a, E> {
     shared: &'a Shared<'a>,
@@ -198,6 +203,7 @@ struct Work<'a> {
     scores: &'a mut [f32],
     #[cfg(feature = "faer")]
     wide: &'a mut [f32],
+    lines: &'a mut Lines,
 }
 
 impl<'a, E: Unit> Block<'a, E> {
@@ -212,28 +218,26 @@ impl<'a, E: Unit> Block<'a, E> {
         let sums = &mut sums[head * head_rows * stride..][..rows * stride];
         let row = self.shared.geometry.row();
         let (keys, values) = strips(row, self.positions, self.task.heads.start + head);
-        let next = self.next_reads(head);
+        let next = work.lines.of(self.next_reads(head));
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if let Some(pairs) = work.pairs
             && let [Some(nope), Some(rope), Some(bf16_values)] =
                 [keys[0], keys[1], values].map(Strip::as_bf16)
-            && let [Some(one), Some(other)] = next.map(Strip::as_bf16)
         {
-            let mut requests = Requests::new([one, other], self.work::<L>(rows));
-            let requests = &mut requests;
+            let ahead = &mut Ahead::new(next, self.work::<L>(rows));
             let q = &work.q.as_slice()[first_query..];
             let q = Matrix { cells: q, stride: padded.q_stride() };
             let keys = [(nope, 0), (rope, padded.key[0])];
             // SAFETY: `pairs` proves the features.
-            unsafe { pairs.scores(q, rows, keys, work.scores, requests, work.prepared) }
-            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, requests);
+            unsafe { pairs.scores(q, rows, keys, work.scores, ahead, work.prepared) }
+            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, ahead);
             if !self.add_seen(lanes, p, values, sums) {
                 // SAFETY: as above.
                 unsafe { pairs.round(rows, work.scores) }
                 let p = &*work.scores;
                 // SAFETY: as above.
                 unsafe {
-                    pairs.accumulate(p, rows, bf16_values, sums, stride, requests, work.prepared);
+                    pairs.accumulate(p, rows, bf16_values, sums, stride, ahead, work.prepared);
                 }
             }
             return;
@@ -241,50 +245,51 @@ impl<'a, E: Unit> Block<'a, E> {
         let q = Matrix { cells: &work.q.as_slice()[first_query..], stride: padded.q_stride() };
         #[cfg(feature = "faer")]
         if rows >= L::DENSE_ROWS {
-            let mut requests = Requests::new(next, rows * WEIGHING);
+            let ahead = &mut Ahead::new(next, rows * WEIGHING);
             let wide = dense::Wide::new(lanes, row, keys, values, work.wide);
             wide.scores(q, rows, work.scores);
-            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, &mut requests);
+            let p = self.weigh(lanes, rows, values.len(), work.scores, sums, ahead);
             if !self.add_seen(lanes, p, values, sums) {
                 wide.accumulate(p, rows, sums, stride);
             }
             return;
         }
-        let mut requests = Requests::new(next, self.work::<L>(rows));
-        let requests = &mut requests;
+        let ahead = &mut Ahead::new(next, self.work::<L>(rows));
         let keys = [(keys[0], padded.key[0]), (keys[1], padded.key[1])];
-        scores(lanes, q, rows, keys, work.scores, BLOCK, requests);
-        let p = self.weigh(lanes, rows, values.len(), work.scores, sums, requests);
+        scores(lanes, q, rows, keys, work.scores, BLOCK, ahead);
+        let p = self.weigh(lanes, rows, values.len(), work.scores, sums, ahead);
         if !self.add_seen(lanes, p, values, sums) {
-            accumulate(lanes, p, rows, values, sums, stride, requests);
+            accumulate(lanes, p, rows, values, sums, stride, ahead);
         }
     }
 
-    /// How much work the block is for one head's rows.
+    /// How much work the block is for one head's rows: a unit is the product of one position, so many elements of it as are
+    /// loaded together, and four rows.
     #[inline(always)]
     fn work<L: Lanes>(&self, rows: usize) -> usize {
         let padded = self.shared.padded;
-        work(self.positions[0].len(), rows, (padded.q_stride() + padded.value) / L::UNIT)
+        let units = (padded.q_stride() + padded.value) / L::UNIT;
+        self.positions[0].len() * rows.div_ceil(4) * units + rows * WEIGHING
     }
 
     /// Turns scores into probabilities, which `m` and `l` of the sums then hold, and `o` is scaled
     /// for. Meanwhile what is due is asked for.
     #[inline(always)]
-    fn weigh<'s, L: Lanes, T: Copy>(
+    fn weigh<'s, L: Lanes>(
         &self,
         lanes: L,
         rows: usize,
         count: usize,
         scores: &'s mut [f32],
         sums: &mut [f32],
-        requests: &mut Requests<'_, T>,
+        ahead: &mut Ahead<'_>,
     ) -> Matrix<'s> {
         self.hide(count, rows, scores);
         let (padded_count, scale) = (count.next_multiple_of(16), self.shared.scale_log2);
         let stride = self.shared.padded.sums_stride();
         let rows = sums.chunks_exact_mut(stride).zip(scores.chunks_exact_mut(BLOCK));
         for (sums, scores) in rows {
-            requests.share(lanes, WEIGHING, 1).ask(lanes);
+            ahead.ask(lanes, WEIGHING);
             online(sums).push(lanes, &mut scores[..padded_count], scale);
         }
         Matrix { cells: scores, stride: BLOCK }

@@ -1,8 +1,5 @@
 //! What is asked of memory beside the products of tiles.
 
-use crate::strip::LINE;
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-
 /// Asks for so many pairs of lines, whose addresses stand at `f`.
 macro_rules! ask {
     (0) => {
@@ -129,15 +126,6 @@ impl<'a> Asked<'a> {
 
     pub(super) fn each_four(self) -> usize {
         self.rate
-    }
-}
-
-/// Asks for a pair of lines.
-#[inline(always)]
-pub(crate) fn ask(pair: usize) {
-    for line in [pair, pair.wrapping_add(LINE)] {
-        // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(line)) }
     }
 }
 

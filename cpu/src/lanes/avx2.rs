@@ -184,10 +184,9 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &[T], at: usize) {
-        let line = x.as_ptr().wrapping_add(at);
+    fn prefetch(self, line: usize) {
         // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(line)) }
     }
 
     #[inline(always)]

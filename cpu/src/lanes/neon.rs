@@ -222,8 +222,7 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &[T], at: usize) {
-        let line = x.as_ptr().wrapping_add(at);
+    fn prefetch(self, line: usize) {
         // SAFETY: a prefetch reads nothing and faults nowhere, so any address will do.
         unsafe {
             asm!("prfm pldl2keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));

@@ -107,7 +107,7 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _: &[T], _: usize) {}
+    fn prefetch(self, _: usize) {}
 
     #[inline(always)]
     fn prefetch_near<T>(self, _: &[T], _: usize) {}
