@@ -59,13 +59,6 @@ const FULL_ROWS: usize = 256;
 /// share to the others.
 const TASKS_PER_THREAD: usize = 4;
 
-/// As [`TASKS_PER_THREAD`], where one sequence is all of the step, whose parts are alike.
-///
-/// PERF: B 1, L 8192, two threads of a Xeon, 4 and 2, medians of two rounds, us: GQA 1526, 1465 and 1480, 1410; GTA 1018,
-/// 982 and 1020, 1037; MLA, 16 heads, 700, 673 and 648, 654; MLA, 128 heads, 1439, 1490 and 1416, 1419; GLA-2, 128
-/// heads, 1002, 974 and 960, 931, `q_len` 2 1522, 1624 and 1371, 1448.
-const TASKS_OF_ONE_SEQUENCE: usize = 2;
-
 /// Fewest positions of a part.
 const MIN_PART: usize = 4 * BLOCK;
 
@@ -216,6 +209,17 @@ impl Sizes {
     }
 }
 
+/// Parts of each of some tiles that are alike: as few as give every thread as many, or, where that takes more tasks than a
+/// large step has, that many. Every part is written and joined, and nobody asks for its first rows in time.
+///
+/// PERF: B 1, L 8192, two threads of a Xeon, two for each thread and one, medians of four rounds in turn, us: GQA 1167, 1155;
+/// GTA at `q_len` 4 765, 735; MLA with 16 heads 421, 413, at 4 775, 720; GLA-2 with 128 heads at 4 2401, 2339. Four and two,
+/// before: GQA 1526, 1480; MLA with 16 heads 700, 648; GLA-2 with 128 heads 1002, 960.
+fn even_parts(tiles: usize, threads: usize) -> usize {
+    let most = (TASKS_PER_THREAD * threads / tiles).max(1);
+    (1..=most).find(|parts| (tiles * parts).is_multiple_of(threads)).unwrap_or(most)
+}
+
 /// Parts of a sequence in batch-invariant mode: a function of its length alone.
 fn invariant_parts(kv_len: usize) -> usize {
     (kv_len / (4 * MIN_PART)).clamp(1, MAX_INVARIANT_PARTS)
@@ -247,7 +251,7 @@ pub(crate) fn schedule(sizes: &Sizes, spans: &[Span], mask: &Visibility, out: &m
         } else {
             let weight = weight(&tile);
             let parts = match alone {
-                true => (TASKS_OF_ONE_SEQUENCE * sizes.threads).div_ceil(all_tiles),
+                true => even_parts(all_tiles, sizes.threads),
                 false => weight.div_ceil(share),
             };
             let shortest = sizes.min_part(tile.heads.len(), tile.queries.len());

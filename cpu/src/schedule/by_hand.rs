@@ -106,23 +106,22 @@ fn invariant_parts_follow_the_length() {
 
 #[test]
 fn one_sequence_is_cut_evenly() {
-    // Two tasks a thread.
+    // A task for each thread.
     let schedule = planned(&GQA, &[(1, 32_768)], &Mask::Causal);
-    let even: Vec<_> = (0..4).map(|part| part * 8192..(part + 1) * 8192).collect();
-    assert_eq!(cuts(&schedule), even);
+    assert_eq!(cuts(&schedule), [0..16_384, 16_384..32_768]);
     assert_eq!(
         schedule.joins,
-        [Join { sequence: 0, heads: 0..8, queries: 0..1, slot: 0, parts: 4 }]
+        [Join { sequence: 0, heads: 0..8, queries: 0..1, slot: 0, parts: 2 }]
     );
     // Each part has 32 rows.
     let slots: Vec<_> = schedule.tasks.iter().map(|task| task.slot).collect();
-    assert_eq!(slots, (0..4).map(|part| Some(32 * part)).collect::<Vec<_>>());
+    assert_eq!(slots, [Some(0), Some(32)]);
     // Parts are no shorter than 256 positions, and whole blocks but for the last.
     assert_eq!(cuts(&planned(&GQA, &[(1, 700)], &Mask::Causal)), [0..384, 384..700]);
     assert_eq!(cuts(&planned(&GQA, &[(1, 511)], &Mask::Causal)), std::slice::from_ref(&(0..511)));
-    // Three threads: 6 parts of ceil(40000 / 6), in whole blocks.
+    // Three threads: 3 parts of ceil(40000 / 3), in whole blocks.
     let three = planned(&Sizes { threads: 3, ..GQA }, &[(1, 40_000)], &Mask::Causal);
-    assert_eq!((three.tasks.len(), three.tasks[1].positions.clone()), (6, 6720..13_440));
+    assert_eq!((three.tasks.len(), three.tasks[1].positions.clone()), (3, 13_376..26_752));
 }
 
 #[test]
@@ -143,11 +142,13 @@ fn a_sequence_is_cut_by_its_share_of_the_step() {
 
 #[test]
 fn tiles_of_one_sequence_share_its_tasks() {
-    // Two tiles of two queries, of which four tasks fall to two threads; to one of another sequence its shares, four each.
+    // Two tiles of two queries, one for each of two threads, or of four threads two; beside one of another sequence its
+    // shares, four each.
     let fast = Sizes { flops_per_byte: 200, ..MLA };
-    let alone = planned(&fast, &[(4, 32_768), (0, 9)], &Mask::Full);
-    assert_eq!(cuts(&alone), [0..16_384, 16_384..32_768, 0..16_384, 16_384..32_768]);
-    let parts: Vec<_> = alone.joins.iter().map(|join| join.parts).collect();
+    let alone = |threads| planned(&Sizes { threads, ..fast }, &[(4, 32_768), (0, 9)], &Mask::Full);
+    assert_eq!(cuts(&alone(2)), [0..32_768, 0..32_768]);
+    assert_eq!(cuts(&alone(4)), [0..16_384, 16_384..32_768, 0..16_384, 16_384..32_768]);
+    let parts: Vec<_> = alone(4).joins.iter().map(|join| join.parts).collect();
     assert_eq!(parts, [2, 2]);
     let among = planned(&fast, &[(4, 32_768), (1, 64)], &Mask::Full);
     assert_eq!(among.tasks.len(), 4 + 4 + 1);
@@ -161,6 +162,15 @@ fn threads_have_as_many_parts_each() {
     // Fewer than threads are as many as they are.
     let three = planned(&Sizes { threads: 4, ..fast }, &[(1, 5000)], &Mask::Causal);
     assert_eq!(cuts(&three), [0..1728, 1728..3456, 3456..5000]);
+}
+
+#[test]
+fn alike_tiles_are_parted_until_threads_have_as_many() {
+    let of_eight = |tiles| even_parts(tiles, 8);
+    assert_eq!([1, 2, 4, 8, 16].map(of_eight), [8, 4, 2, 1, 1]);
+    // Twelve in two are three each; five would take eight parts, and more tasks than four for each thread.
+    assert_eq!([12, 5, 31, 33, 1000].map(of_eight), [2, 6, 1, 1, 1]);
+    assert_eq!(even_parts(3, 1), 1);
 }
 
 #[test]
