@@ -55,13 +55,20 @@ impl<'a> Ahead<'a> {
     /// What is to be asked for with so much work, which is so many products of tiles, a multiple of four.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline]
-    pub(crate) fn with_products(&mut self, work: usize, products: usize) -> Asked<'a> {
-        let pairs = self.due(work);
-        if pairs == 0 {
-            return Asked::NOTHING;
-        }
-        let (asked, rest) = Asked::split(self.pairs, pairs, products / 4);
+    pub(crate) fn with_products<L: Lanes>(
+        &mut self,
+        lanes: L,
+        work: usize,
+        products: usize,
+    ) -> Asked<'a> {
+        let (due, fours) = (self.due(work), products / 4);
+        let (asked, rest) = Asked::split(self.pairs, due, fours);
+        let last = rest.len() < fours && due >= self.pairs.len();
         self.take(self.pairs.len() - rest.len());
+        // The last few, of which there are not as many as would go with the products, at once.
+        if last {
+            Share { pairs: self.take(rest.len()), step: rest.len() }.ask(lanes);
+        }
         asked
     }
 
@@ -140,16 +147,19 @@ impl Lines {
         self.pairs.clear();
         let mut runs = Runs { starts: [0; TURNS], pairs: [0; TURNS], count: 0, turns: self.turns };
         for strip in strips.into_iter().filter(|strip| strip.width() > 0) {
-            for first in (0..strip.len()).step_by(BLOCK) {
-                let rows = first..(first + BLOCK).min(strip.len());
-                if let Some(run) = strip.run(rows.clone()) {
-                    runs.push(run.start.addr(), run.end.addr(), &mut self.pairs);
-                    continue;
-                }
-                for row in rows {
-                    let row = strip.row(row).as_ptr_range();
-                    runs.push(row.start.addr(), row.end.addr(), &mut self.pairs);
-                }
+            // Pages of a cache are of one size, so no run is longer than one before it but by chance.
+            let (mut first, mut most) = (0, BLOCK);
+            while first < strip.len() {
+                let mut rows = first..(first + most).min(strip.len());
+                let run = loop {
+                    if let Some(run) = strip.run(rows.clone()) {
+                        break run;
+                    }
+                    most = rows.len().div_ceil(2);
+                    rows.end = rows.start + most;
+                };
+                runs.push(run.start.addr(), run.end.addr(), &mut self.pairs);
+                first = rows.end;
             }
         }
         runs.write(&mut self.pairs);
@@ -196,6 +206,7 @@ impl Runs {
         let written = match starts.len() {
             TURNS => write_whole::<TURNS>(starts, shortest, out),
             8 => write_whole::<8>(starts, shortest, out),
+            1 => write_whole::<1>(starts, shortest, out),
             _ => 0,
         };
         for pair in written..pairs.iter().copied().max().unwrap_or(0) {
@@ -249,6 +260,19 @@ mod tests {
             .flat_map(|pair| [8, 9, 2, 3].map(|page| page * PAGE / LINE + 2 * pair))
             .collect();
         assert_eq!(lines(cells, &offsets, 64), expected);
+    }
+
+    #[test]
+    fn runs_are_as_long_as_pages_of_the_cache() {
+        let (cells, skipped) = cells();
+        let cells = &cells[skipped..];
+        // Pages of 16 rows of 256 bytes, 4 KiB each, in an order of their own.
+        let offsets = [7, 1, 4, 2].map(|page| (0..16).map(move |j| page * PAGE / 2 + 128 * j));
+        let offsets: Vec<usize> = offsets.into_iter().flatten().collect();
+        let expected: Vec<usize> = (0..32)
+            .flat_map(|pair| [7, 1, 4, 2].map(|page| page * PAGE / LINE + 2 * pair))
+            .collect();
+        assert_eq!(lines(cells, &offsets, 128), expected);
     }
 
     #[test]

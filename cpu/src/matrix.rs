@@ -362,7 +362,7 @@ impl Block<'_> {
         for (pair, columns) in columns.chunks_mut(2).enumerate() {
             let queries = &queries[2 * pair * depth..];
             let fresh = fresh.filter(|_| pair == 0);
-            let asked = |products| ahead.with_products(products, products);
+            let asked = |products| ahead.with_products(lanes, products, products);
             match columns {
                 [_] => keys.score_one(
                     (lanes, self.tiles),
@@ -396,7 +396,7 @@ impl Block<'_> {
             pack_values(value_strip, column, values, (self.tiles, lanes, &mut ahead));
             let product = Product { tiles: self.tiles, probabilities, values, column };
             for (row_tile, sums) in sums.chunks_exact_mut(ROWS * stride).enumerate() {
-                product.add(row_tile, sums, &mut ahead);
+                product.add(row_tile, sums, (lanes, &mut ahead));
             }
         }
         if let Some(height) = few {
@@ -422,7 +422,7 @@ impl Block<'_> {
         let [of_scores, of_weights, of_values] = SHARES;
         let mut ahead = Ahead::new(pairs, SHARES.iter().sum::<usize>() * steps);
         keys.score_one((lanes, self.tiles), height, queries, scores, fresh, |products| {
-            ahead.with_products(of_scores * (BLOCK / DEPTH), products)
+            ahead.with_products(lanes, of_scores * (BLOCK / DEPTH), products)
         });
         let masks = self.masks(0);
         let seen = Seen { clear: self.clear, masks: &masks[..self.count] };
@@ -438,7 +438,7 @@ impl Block<'_> {
             }
             ahead.ask(lanes, of_stretch);
         });
-        values.add(self.tiles, p, sums, (&mut ahead, of_values * steps));
+        values.add(self.tiles, p, sums, (lanes, &mut ahead, of_values * steps));
     }
 
     /// Values as they lie in the cache, where tiles can be loaded from there and one tile of rows would

@@ -6,6 +6,7 @@ use crate::amx::{
     COLUMNS_OF_FEW, DEPTH, Height, ROWS, SPREAD, Tile, Tiles, ValueRows, values_1x4, values_few,
     values_in_place,
 };
+use crate::lanes::Avx512;
 use crate::matrix::STEPS;
 use crate::pack::{COLUMN_TILES, COLUMNS};
 use crate::strip::Strip;
@@ -25,13 +26,18 @@ pub(crate) struct Product<'a> {
 impl Product<'_> {
     /// Adds the products of one row tile to its sums, `[16, stride]`. Columns past the values, which are zeros,
     /// are added to what stands behind them.
-    pub(crate) fn add(&self, row_tile: usize, sums: &mut [f32], ahead: &mut Ahead<'_>) {
+    pub(crate) fn add(
+        &self,
+        row_tile: usize,
+        sums: &mut [f32],
+        (lanes, ahead): (Avx512, &mut Ahead<'_>),
+    ) {
         let stride = sums.len() / ROWS;
         let steps = self.values.len() / COLUMN_TILES;
         let p = self.probabilities[row_tile * STEPS..][..steps].as_ptr();
         let out = sums[self.column..][..(ROWS - 1) * stride + COLUMNS].as_mut_ptr();
         let products = COLUMN_TILES * steps;
-        let asked = ahead.with_products(products, products);
+        let asked = ahead.with_products(lanes, products, products);
         let (v, stride) = (self.values.as_ptr(), stride * size_of::<f32>());
         // SAFETY: the slices are as long as the tiles that are read and written.
         unsafe { values_1x4(self.tiles, p, v, steps, out, stride, asked) }
@@ -73,7 +79,7 @@ impl<'a> InPlace<'a> {
         tiles: &Tiles,
         probabilities: &[Tile<u32>],
         sums: &mut [f32],
-        (ahead, work): (&mut Ahead<'_>, usize),
+        (lanes, ahead, work): (Avx512, &mut Ahead<'_>, usize),
     ) {
         let stride = sums.len() / ROWS;
         let (width, height) = (self.strip.width(), self.height);
@@ -86,7 +92,7 @@ impl<'a> InPlace<'a> {
             let columns = most.min(width - column);
             // Of even and of odd positions for each tile of values, and where rows are many of even and odd columns.
             let products = if few { 2 } else { 4 } * columns / DEPTH * steps.len();
-            let asked = ahead.with_products(work * columns / width, products);
+            let asked = ahead.with_products(lanes, work * columns / width, products);
             let v =
                 ValueRows { steps, column: column * size_of::<bf16>(), stride: self.stride, asked };
             if few {

@@ -90,8 +90,7 @@ pub(crate) struct Asked<'a> {
 impl<'a> Asked<'a> {
     pub(crate) const NOTHING: Asked<'static> = Asked { pairs: &[], rate: 0 };
 
-    /// With so many groups of four products at least `pairs` pairs, of which there are as many or, of the last, some
-    /// fewer: what is asked for, and what is left for later.
+    /// Of all pairs as many as are due with so many times four products, or somewhat more, and those that are left.
     pub(crate) fn split(all: &'a [usize], pairs: usize, fours: usize) -> (Asked<'a>, &'a [usize]) {
         let rate = Asked::rate(pairs.div_ceil(fours)).min(Asked::rate_within(all.len() / fours));
         let (pairs, rest) = all.split_at(rate * fours);
