@@ -33,7 +33,7 @@ pub enum Kernel {
     Avx512,
     /// AVX-512 that multiplies pairs of bf16 on caches of that format, AVX-512 elsewhere.
     Avx512Bf16,
-    /// AMX on bf16 caches where a cached head meets many query rows, AVX-512 elsewhere.
+    /// AMX on bf16 caches that are tied or whose heads meet more than a few query rows, AVX-512 elsewhere.
     Amx,
 }
 

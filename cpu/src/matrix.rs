@@ -47,7 +47,8 @@ impl Shared<'_> {
     ///
     /// PERF: two threads of a Xeon, d 128, L 8192, `q_len` 1, AVX-512 and here, medians of three rounds, us. GTA, one row: B 1 741,
     /// 696, B 8 5888, 5385; two: 745, 703, 5897, 5365. GQA, two rows: 1158, 1207, 8980, 9409; four: 1164, 1200, 9226, 9384;
-    /// eight: 1431, 1276, 11311, 9696. Packed, one thread, 4 rows, best of 40 calls on each of three processors: GTA 2016, 1876,
+    /// eight: 1431, 1276, 11311, 9696. From the caches, one thread, 512 and 4096 tokens: two rows 71, 645 and 64, 682; four 91, 742
+    /// and 66, 685, so that these lose there what decoding gains, which reads memory. Packed, one thread, 4 rows, best of 40 calls on each of three processors: GTA 2016, 1876,
     /// 2839 and 1782, 1744, 1792; GQA 2660, 2623, 2624 and 2760, 2593, 2809.
     fn matrix_rows(&self) -> usize {
         match (self.geometry.row(), self.values_lie_in_tiles()) {

@@ -101,6 +101,9 @@ macro_rules! store_four {
 /// processors, us: GLA, 128 heads, 1953, 1985, 1944 and 1921, 1919, 1895; MLA, 128 heads, 2714, 2912, 2692
 /// and 2648, 2661, 2667.
 ///
+/// # Panics
+/// If `asked` has too few pairs for the products.
+///
 /// # Safety
 /// `p` must point to `depth` tiles, and `v` to four times as many; 16 rows of 256 bytes, `stride` apart, must
 /// be readable and writable at `out`.
@@ -189,6 +192,9 @@ pub(crate) struct ValueRows<'a> {
 /// three rounds in turn, so and as it is, us: GTA at `q_len` 4 8024, 7052; GQA at 4 11433, 11247; MLA with 16 heads 4066,
 /// 3996. Alone, all else in the caches, both take 6 ns a product.
 ///
+/// # Panics
+/// As [`values_1x4`].
+///
 /// # Safety
 /// There must be a step; `p` must point to [`SPREAD`] tiles for each, behind two bytes that are zero; 32 rows of 128 bytes,
 /// `stride` apart, must be readable at `column` bytes from each step on; 16 rows of 256 bytes, `out_stride` apart, must be
@@ -240,7 +246,7 @@ pub(crate) unsafe fn values_in_place(
         };
     }
     tiles.shape(Shape::Whole);
-    // SAFETY: as above.
+    // SAFETY: values, probabilities and sums are 16 rows of 64 bytes. Else as in `scores_2x2`.
     unsafe { at_rate!(v.asked.each_four(), values) }
 }
 
@@ -254,6 +260,9 @@ pub(crate) unsafe fn values_in_place(
 /// three rounds in turn, so and as it is, us: GQA 10368, 10098; GTA 6221, 6055; GLA-2 with 16 heads 3840, 3735. One thread,
 /// 512 positions in the caches, where putting sums in order at a task's end shows: GQA 72, 62; GTA 38.6, 40.0; GLA-2 21.1,
 /// 22.3.
+///
+/// # Panics
+/// As [`values_1x4`].
 ///
 /// # Safety
 /// As [`values_in_place`], but for the two bytes; for so many `columns`, of which `height` times as many numbers must be
